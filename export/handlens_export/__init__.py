@@ -1,0 +1,1 @@
+"""The workstation: read a checkpoint, transform, quantize, lower, bundle, check."""

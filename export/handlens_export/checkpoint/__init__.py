@@ -1,0 +1,1 @@
+"""Read what a checkpoint folder or file holds; no mathematics."""

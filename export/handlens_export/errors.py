@@ -1,0 +1,26 @@
+"""Everything the exporter raises towards its user.
+
+HandLensError                 (handlens_runtime.errors)
+└── ExportError               base of the workstation's errors
+    ├── CheckpointError       a checkpoint cannot be read, or is of a kind that is refused
+    ├── UnsupportedError      a config field, bit width or operator that a family or backend does not have
+    └── TargetError           the place to write to is taken or not writable
+"""
+
+from handlens_runtime.errors import HandLensError
+
+
+class ExportError(HandLensError):
+    """Base of the workstation's errors; `str()` is one sentence."""
+
+
+class CheckpointError(ExportError):
+    """A checkpoint cannot be read, or is of a kind that is refused."""
+
+
+class UnsupportedError(ExportError):
+    """A config field, format or operator that the family or the backend does not have."""
+
+
+class TargetError(ExportError):
+    """The place to write to is taken or not writable."""

@@ -1,0 +1,1 @@
+"""Equivalent rewritings of weights before quantization: a transform is one file, one function on tensors."""

@@ -1,0 +1,1 @@
+"""Backends, a file each, found by name: `executorch`, `onnx`."""

@@ -1,0 +1,1 @@
+"""Pictures: decoding, tiling, normalizing."""

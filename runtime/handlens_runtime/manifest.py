@@ -1,0 +1,202 @@
+"""The bundle's contract: the schema of `manifest.json`, and nothing about how a bundle is made or run.
+
+`manifest.json` is the only file a reader must understand. Unknown keys are rejected: a reader that does not
+know a key cannot know whether it may be ignored. The Python and the Android readers share one golden file
+(`tests/golden/manifest.json`).
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT_VERSION = 1
+
+TilingRule = Literal["relaxed", "largest-effective", "closest-ratio", "single", "idefics3"]
+Resampling = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+BackendName = Literal["executorch", "onnx"]
+KVFormat = Literal["int8", "float"]
+Positive = Annotated[int, Field(gt=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageRule(_Strict):
+    """How a picture becomes tiles, and tiles become tokens in the prompt."""
+
+    tiling: TilingRule
+    tile_size: Positive
+    """Side of a square tile in pixels."""
+    max_tiles: Positive
+    """Upper bound on tiles of the grid, the thumbnail not counted. 1 with `single`."""
+    grids: tuple[tuple[int, int], ...] = ()
+    """Candidate (columns, rows), for the rules that choose among candidates."""
+    alpha: float = 0.1
+    """`relaxed` only: how much more effective resolution a larger grid must bring (BlueLM-V-3B, Algorithm 1)."""
+    thumbnail: Literal["none", "first", "last"] = "none"
+    """Where the whole picture, resized to one tile, stands among the tiles. Left out when the grid is 1x1."""
+    longest_edge: int | None = None
+    """`idefics3` only: the picture is first resized so that its longer side has this many pixels."""
+    resampling: Resampling = "bicubic"
+    rescale: float = 1 / 255
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    background: tuple[int, int, int] = (0, 0, 0)
+    """Colour of the canvas outside the picture, and under transparent pixels."""
+    max_pixels: Positive = 100_000_000
+    """A picture with more pixels than this is refused before it is decoded."""
+
+    tokens_per_tile: Positive
+    """Embeddings the vision encoder and projector give for one tile."""
+    image_token: str
+    """The token that stands once for each embedding in the tokenized prompt."""
+    placeholder: str
+    """What the chat template writes for one picture; replaced by the expansion below."""
+    tile_before: str = ""
+    """Text before each grid tile's tokens; `{row}` and `{col}` count from 1."""
+    row_end: str = ""
+    """Text after the last tile of each grid row."""
+    thumbnail_before: str = ""
+    """Text before the thumbnail's tokens when there is a grid beside it."""
+    single_before: str = ""
+    """Text before the only tile's tokens when the grid is 1x1."""
+    after: str = ""
+    """Text after a picture's last token."""
+
+
+class Chat(_Strict):
+    """How messages become a prompt, and where an answer ends."""
+
+    template: str
+    """Jinja2 source, with transformers' variables: messages, add_generation_prompt, bos_token, eos_token."""
+    bos_token: str | None = None
+    eos_token: str | None = None
+    add_special_tokens: bool = False
+    """Whether the tokenizer's own post-processor adds its tokens to the rendered prompt."""
+    stop_ids: tuple[int, ...]
+    """Token ids that end an answer; not shown."""
+    multi_turn: bool = True
+    """False for models whose prompt holds one question only."""
+
+
+class SamplingDefaults(_Strict):
+    """generation_config.json's defaults; greedy where it says nothing."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+
+
+class Sizes(_Strict):
+    """Dimensions a reader needs to allocate and to check a graph's inputs."""
+
+    vocab_size: Positive
+    width: Positive
+    layers: Positive
+    heads: Positive
+    kv_heads: Positive
+    head_dim: Positive
+    context: Positive
+    """Cache length: prompt and answer together, in tokens."""
+    chunk: Positive
+    """Prompt tokens the engine gives to the decoder at a time."""
+    max_chunk: Positive
+    """Most tokens the decoder takes in one call."""
+    parameters: Positive
+    vision_features: tuple[int, int] | None = None
+    """(tokens, width) of the vision encoder's output for one tile, before the projector."""
+
+
+class PartQuantization(_Strict):
+    """What became of one part's weights."""
+
+    bits: Literal[2, 4, 8, 32]
+    group: int | None
+    """Weights that share a scale; None is one scale per output row."""
+    symmetric: bool = True
+    parameters: int
+    bytes: int
+    """Packed weights and their scales, as the plain grid counts them; a graph file adds its own padding."""
+    exceptions: tuple[str, ...] = ()
+    """Matrices in another format than the part's, one line each: name, shape, what they got and why."""
+
+
+class Quantization(_Strict):
+    """The recipe, and what it gave."""
+
+    method: str
+    kv: KVFormat
+    parts: dict[Literal["vision", "projector", "embedding", "decoder", "head"], PartQuantization]
+
+
+class Tensor(_Strict):
+    """One input or output of a graph; a string dimension is dynamic."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Graph(_Strict):
+    """One program: a method of a .pte, or an ONNX file."""
+
+    file: str
+    method: str | None = None
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    nodes: int
+    delegated: int
+    """Nodes that the backend's fast kernels took (XNNPACK, or ONNX Runtime contrib operators for linears)."""
+    not_delegated: dict[str, int] = {}
+    """Operators left to portable kernels, with their counts."""
+
+
+class BackendGraphs(_Strict):
+    """The programs of one backend, by role."""
+
+    vision: Graph | None = None
+    embedding: Graph | None = None
+    decoder: Graph
+    files: tuple[str, ...]
+    """All files this backend needs."""
+
+
+class FileEntry(_Strict):
+    """Size and hash of one file of the bundle."""
+
+    size: int
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class MemoryEstimate(_Strict):
+    """What a device needs, in bytes, derived from sizes (not measured)."""
+
+    weights: dict[str, int]
+    """Per part."""
+    kv_cache: int
+    peak: int
+
+
+class Manifest(_Strict):
+    """`manifest.json`."""
+
+    format_version: Literal[1] = FORMAT_VERSION
+    name: str
+    family: str
+    sizes: Sizes
+    image: ImageRule | None = None
+    chat: Chat
+    sampling: SamplingDefaults = SamplingDefaults()
+    causal: bool = True
+    """False: a prompt's tokens attend to all of it, so it is prefilled in one call, never in chunks."""
+    quantization: Quantization
+    backends: dict[BackendName, BackendGraphs]
+    memory: MemoryEstimate
+    versions: dict[str, str]
+    """Tools that made the bundle, so that a mismatch at run time can be named."""
+    files: dict[str, FileEntry]
