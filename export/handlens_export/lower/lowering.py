@@ -1,0 +1,58 @@
+"""What every lowering is given and gives, and how one is found by its name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handlens_export.network.network import Network
+from handlens_runtime.manifest import BackendGraphs, BackendName, KVFormat
+
+
+@dataclass(frozen=True)
+class LoweringSpec:
+    """Shapes and formats that the programs are built for."""
+
+    context: int
+    """Cache length in tokens."""
+    max_chunk: int
+    """Most tokens in one decoder pass: max(chunk, tokens of one encoder output, or the context if not causal)."""
+    kv: KVFormat
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    tile_batch: int = 4
+    """Most tiles in one encoder pass (BlueLM-V-3B, section 3.3: 4 is best on its phone)."""
+    kv_scales: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...] | None = None
+    """Static int8 scales per layer, keys then values, each (kv_heads, head_dim); for backends that need them."""
+
+
+Progress = Callable[[str, float], None]
+"""Called with a stage's name and the share done, 0 to 1."""
+
+
+class Lowering(Protocol):
+    """A module `handlens_export.lower.<name>` has these."""
+
+    def lower(self, network: Network, spec: LoweringSpec, folder: Path, progress: Progress) -> BackendGraphs:
+        """Write programs into folder/<backend name>/; paths in the result are relative to `folder`.
+
+        `network` holds `QuantizedLinear` and `QuantizedEmbedding` leaves (or plain float ones); its leaves are
+        swapped in place, so it cannot be lowered twice.
+        """
+
+    def reference(self, network: Network, spec: LoweringSpec) -> Network:
+        """The network with this backend's leaves, whose eager forward rounds weights, activations and cache alike.
+
+        What the programs are compared with; swaps leaves in place.
+        """
+
+
+def find(name: BackendName) -> Lowering:
+    """The lowering of a backend, by file name."""
+    return cast(Lowering, importlib.import_module(f"handlens_export.lower.{name}"))

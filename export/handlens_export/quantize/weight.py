@@ -1,0 +1,68 @@
+"""A weight on its grid: what a quantizer gives and a lowering takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Integers and scales of one matrix: weight = (values - zeros) * scales, group by group along a row."""
+
+    values: Tensor
+    """int8 (rows, columns); signed -2**(bits-1)..2**(bits-1)-1 without zeros, else 0..2**bits-1 stored as uint8."""
+    scales: Tensor
+    """float32 (rows, columns / group)."""
+    zeros: Tensor | None
+    """uint8 (rows, columns / group), None where the grid is symmetric."""
+    bits: int
+    group: int
+    """Columns that share a scale; all of them where it is a scale per row."""
+
+    @property
+    def per_row(self) -> bool:
+        """One scale per output row."""
+        return self.group == self.values.shape[1]
+
+    @property
+    def nbytes(self) -> int:
+        """Packed integers, float32 scales, packed zero points."""
+        count = self.values.numel()
+        packed = count * self.bits // 8 + self.scales.numel() * 4
+        return packed + (self.zeros.numel() * self.bits // 8 if self.zeros is not None else 0)
+
+    def dequantize(self) -> Tensor:
+        """float32 (rows, columns)."""
+        rows, columns = self.values.shape
+        grid = self.values.to(torch.float32).view(rows, columns // self.group, self.group)
+        if self.zeros is not None:
+            grid = grid - self.zeros.to(torch.float32)[..., None]
+        return (grid * self.scales[..., None]).view(rows, columns)
+
+
+class QuantizedLinear(nn.Module):
+    """A linear whose weight is on a grid: the leaf between quantization and lowering. Eager: weight-only."""
+
+    def __init__(self, weight: QuantizedWeight, bias: Tensor | None) -> None:
+        super().__init__()
+        self.quantized = weight
+        self.bias = bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, columns) -> (…, rows)."""
+        return nn.functional.linear(x, self.quantized.dequantize(), self.bias)
+
+
+class QuantizedEmbedding(nn.Module):
+    """An embedding table on a grid; stands where `TokenEmbedding.table` does."""
+
+    def __init__(self, weight: QuantizedWeight) -> None:
+        super().__init__()
+        self.quantized = weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """(1, t) int64 -> (1, t, width)."""
+        return nn.functional.embedding(ids, self.quantized.dequantize())
