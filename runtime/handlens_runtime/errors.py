@@ -5,7 +5,8 @@ HandLensError                 base: one sentence, what was found, what was expec
 ├── ImageError                an image cannot be read or is refused
 ├── PromptError               messages that cannot be turned into a prompt, or do not fit the context
 ├── OptionError               an option that the bundle, backend or sampler does not have
-└── BackendError              a backend is not installed or failed while running
+├── BackendError              a backend is not installed or failed while running
+└── BusyError                 an engine is asked for a second answer before the first one ended
 
 The exporter's errors (`handlens_export.errors`) share the base, so a caller needs one `except`.
 """
@@ -33,3 +34,7 @@ class OptionError(HandLensError):
 
 class BackendError(HandLensError):
     """A backend is not installed, or failed while running."""
+
+
+class BusyError(HandLensError):
+    """An engine is asked for a second answer before the first one ended."""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 
 TilingRule = Literal["relaxed", "largest-effective", "closest-ratio", "single", "idefics3"]
 Resampling = Literal["nearest", "bilinear", "bicubic", "lanczos"]

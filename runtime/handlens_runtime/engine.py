@@ -1,0 +1,273 @@
+"""Runs a bundle: messages in, tokens out, in ExecuTorch's runner's words. Knows nothing about how programs compute.
+
+    prefill    look at pictures ─▶ prompt ─▶ keep rows of an earlier turn ─▶ [encode tiles ─▶ decoder] chunk by chunk
+    generate   prefill ─▶ [sample ─▶ text ─▶ yield ─▶ decoder] token by token
+
+Between any two steps in brackets, and between two batches of tiles, `stop()` is honoured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from time import perf_counter
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handlens_runtime import backends
+from handlens_runtime.backends.base import Array, Backend
+from handlens_runtime.bundle import TOKENIZER, Bundle
+from handlens_runtime.cached_decoder import CachedDecoder
+from handlens_runtime.chat import Message
+from handlens_runtime.errors import BusyError, PromptError
+from handlens_runtime.image_encoder import ImageEncoder
+from handlens_runtime.options import Options
+from handlens_runtime.prompt import Key, Picture, Prompt, build, check_fits, check_messages
+from handlens_runtime.sampler import Sampler, check_finite, log_softmax
+from handlens_runtime.stats import Finish, Stats, peak_memory_bytes
+from handlens_runtime.stop import Stopped, StopSignal
+from handlens_runtime.stream import TextStream
+from handlens_runtime.tokenizer import Tokenizer
+
+IMAGE_CACHE_BYTES = 64 * 1024 * 1024
+_BUSY = "The engine is still answering; finish or close the earlier iterator (or wait for the other call) first."
+
+
+@dataclass(frozen=True)
+class Token:
+    """One generated token."""
+
+    id: int
+    text: str
+    """What to show now; empty while a character or a possible stop string is incomplete, and for an end token."""
+    logprob: float
+    """Log-probability under the model itself, before any sampling option."""
+
+
+class Engine:
+    """One conversation at a time with one bundle; `stop()` may be called from any thread, the rest from one at a time."""
+
+    def __init__(
+        self,
+        bundle: Bundle | Path | str,
+        backend: Backend | str | None = None,
+        *,
+        verify: bool = True,
+        image_cache_bytes: int = IMAGE_CACHE_BYTES,
+    ) -> None:
+        """Open a bundle, given loaded or by its folder.
+
+        `backend`: a name, an instance, or None for the bundle's fastest installed one. `verify` checks the hashes of
+        a bundle given by its folder. Raises BundleError, BackendError.
+        """
+        self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, verify)
+        self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER))
+        self.backend = backends.load(self.bundle, backend) if backend is None or isinstance(backend, str) else backend
+        self.stats = Stats()
+        """Numbers of the latest run, live while it runs."""
+        manifest = self.bundle.manifest
+        self._manifest = manifest
+        self._decoder = CachedDecoder(self.backend, manifest.sizes.vocab_size)
+        self._encoder = (
+            ImageEncoder(self.backend, manifest.image, manifest.sizes.width, image_cache_bytes)
+            if manifest.image is not None
+            else None
+        )
+        self._busy = Lock()
+        self._signal = StopSignal()
+
+    def prefill(self, messages: Sequence[Message]) -> None:
+        """Do ahead what can be done of a conversation: encode its pictures, fill the cache.
+
+        For use while the question is still being typed; a later `generate` starts from what both have in common. A
+        bundle that is not causal only encodes the pictures. Raises PromptError, ImageError, BackendError, BusyError.
+        """
+        with self._run() as signal:
+            if self._manifest.causal:
+                self._fill(messages, signal, answer=False)
+            else:
+                for picture in self._look(messages):
+                    self._picture(picture.digest, signal)
+
+    def generate(self, messages: Sequence[Message], options: Options | None = None) -> Generator[Token, None, None]:
+        """Answer a conversation, token by token; work starts with the first `next`.
+
+        The joined texts are the answer. The last token is the model's end token where it chose to end, with what text
+        was still held back. Leaving early (`close()`, or dropping the iterator) and `stop()` both leave the engine
+        ready for the next call. Raises PromptError, ImageError, BackendError, BusyError.
+        """
+        if self._busy.locked():
+            raise BusyError(_BUSY)
+        self._signal = signal = StopSignal()
+        return self._generate(list(messages), options or Options(), signal)
+
+    def score(self, messages: Sequence[Message], answer: str | Sequence[int]) -> NDArray[np.float64]:
+        """Log-probability of each token of a given answer to a conversation, fed one token at a time.
+
+        `answer`: text, or its ids; the end token is scored only where it is written. Returns (tokens,), fewer where
+        `stop()` was called. Raises PromptError, ImageError, BackendError, BusyError.
+        """
+        ids = self.tokenizer.encode(answer) if isinstance(answer, str) else list(answer)
+        self._check_ids(ids)
+        scores: list[float] = []
+        with self._run() as signal:
+            logits = self._fill(messages, signal, answer=True, given=len(ids) - 1)[1]
+            self._score(ids, logits, signal, scores)
+        return np.array(scores)
+
+    def score_ids(self, ids: Sequence[int]) -> NDArray[np.float64]:
+        """Log-probability of each of `ids` but the first, given those before it, without a chat template.
+
+        One token at a time, from an empty cache. Returns (len(ids) - 1,), fewer where `stop()` was called. Raises
+        PromptError, BackendError, BusyError.
+        """
+        ids = list(ids)
+        self._check_ids(ids)
+        check_fits(self._manifest, 1, answer_tokens=len(ids) - 2)
+        scores: list[float] = []
+        with self._run() as signal:
+            self._decoder.rewind(())
+            self._score(ids[1:], self._decode_one(ids[0]), signal, scores)
+        return np.array(scores)
+
+    def stop(self) -> None:
+        """End the current run between two of its steps; safe from any thread, and without effect on the next run."""
+        self._signal.set()
+
+    def reset(self) -> None:
+        """Forget the conversation; embeddings of pictures stay, they are the same in any. Raises BusyError."""
+        with self._claim():
+            self._decoder.rewind(())
+
+    def _generate(
+        self, messages: Sequence[Message], options: Options, signal: StopSignal
+    ) -> Generator[Token, None, None]:
+        with self._run(signal):
+            began = perf_counter()
+            prompt, logits = self._fill(messages, signal, answer=True)
+            sampler = Sampler(options.sampling(self._manifest.sampling), prompt.ids, options.seed)
+            text = TextStream(self.tokenizer, options.stop)
+            step_began = None
+            while True:
+                token = self._next(sampler.sample(logits), logits, text, options)
+                if step_began is None:
+                    self.stats.time_to_first_token_s = perf_counter() - began
+                else:
+                    self.stats.decode_s += perf_counter() - step_began
+                yield token
+                if self.stats.finish is not None:
+                    return
+                signal.check()
+                step_began = perf_counter()
+                logits = self._decode_one(token.id)
+
+    def _next(self, token: int, logits: Array, text: TextStream, options: Options) -> Token:
+        """The sampled token as the caller sees it; notes in the stats whether it is the last."""
+        stats = self.stats
+        stats.generated_tokens += 1
+        ended = token in self._manifest.chat.stop_ids
+        piece = "" if ended else text.add(token)
+        finish: Finish | None = None
+        if ended:
+            finish = "stop"
+        elif text.stopped:
+            finish = "stop_string"
+        elif stats.generated_tokens == options.max_tokens:
+            finish = "length"
+        elif self._decoder.position == self._manifest.sizes.context:
+            finish = "context"
+        if finish is not None:
+            piece += text.flush()
+            stats.finish = "stop_string" if text.stopped else finish
+        return Token(token, piece, float(log_softmax(logits)[token]))
+
+    def _fill(
+        self, messages: Sequence[Message], signal: StopSignal, *, answer: bool, given: int = 0
+    ) -> tuple[Prompt, Array]:
+        """Prefill; returns the prompt and the logits of its last row. `given` tokens of an answer must fit too."""
+        pictures = self._look(messages)
+        prompt = build(self._manifest, self.tokenizer, messages, pictures, answer=answer)
+        stats, count = self.stats, len(prompt.keys)
+        stats.prompt_tokens, stats.image_tokens = count, prompt.image_tokens
+        check_fits(self._manifest, count, prompt.image_tokens, given)
+        # A prompt whose rows see all of it has no rows in common with a longer one.
+        start = self._decoder.rewind(prompt.keys if self._manifest.causal else ())
+        stats.reused_tokens = start
+        sizes = self._manifest.sizes
+        step = min(sizes.chunk, sizes.max_chunk) if self._manifest.causal else count
+        for begin in range(start, count, step):
+            signal.check()
+            logits = self._pass(prompt.keys[begin : begin + step], signal)
+        check_finite(logits)
+        return prompt, logits
+
+    def _pass(self, keys: Sequence[Key], signal: StopSignal) -> Array:
+        """One decoder pass over prompt rows, their pictures encoded first where that is still to do."""
+        pictures = {key[0]: self._picture(key[0], signal) for key in keys if isinstance(key, tuple)}
+        began = perf_counter()
+        # A picture's rows are looked up as id 0, for an image token's own id may lie outside the table.
+        rows = self.backend.embed(np.array([0 if isinstance(key, tuple) else key for key in keys], np.int64))
+        if pictures:
+            rows = np.array(rows)  # (t, width); a copy, the backend's may be read-only
+            for row, key in enumerate(keys):
+                if isinstance(key, tuple):
+                    rows[row] = pictures[key[0]][key[1]]
+        logits = self._decoder.run(rows, keys)
+        self.stats.prefill_s += perf_counter() - began
+        return logits
+
+    def _decode_one(self, token: int) -> Array:
+        return self._decoder.run(self.backend.embed(np.array([token], np.int64)), (token,))
+
+    def _score(self, ids: Sequence[int], logits: Array, signal: StopSignal, scores: list[float]) -> None:
+        """Append the log-probability of each id; `logits` are those for the first."""
+        for count, token in enumerate(ids, start=1):
+            check_finite(logits)
+            scores.append(float(log_softmax(logits)[token]))
+            if count < len(ids):
+                signal.check()
+                logits = self._decode_one(token)
+
+    def _look(self, messages: Sequence[Message]) -> list[Picture]:
+        check_messages(self._manifest, messages)
+        if self._encoder is None:
+            return []
+        self._encoder.start()
+        return [self._encoder.look(source, self.stats) for message in messages for source in message.images]
+
+    def _picture(self, digest: str, signal: StopSignal) -> Array:
+        assert self._encoder is not None, "only prompts of bundles with an image rule have picture rows"
+        return self._encoder.embeddings(digest, signal, self.stats)
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        vocabulary = self._manifest.sizes.vocab_size
+        wrong = [token for token in ids if not 0 <= token < vocabulary]
+        if not ids or wrong:
+            found = f"id {wrong[0]}" if wrong else "no ids"
+            raise PromptError(f"There is nothing to score in {found}; give ids from 0 to {vocabulary - 1}.")
+
+    @contextmanager
+    def _claim(self) -> Iterator[None]:
+        if not self._busy.acquire(blocking=False):
+            raise BusyError(_BUSY)
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    @contextmanager
+    def _run(self, signal: StopSignal | None = None) -> Iterator[StopSignal]:
+        """One run: the engine to itself, fresh stats, and `stop()` turned into a quiet end."""
+        with self._claim():
+            signal = self._signal = signal or StopSignal()
+            self.stats = Stats(kv_bytes=self.backend.kv_bytes)
+            try:
+                yield signal
+            except Stopped:
+                self.stats.finish = "cancelled"
+            finally:
+                self.stats.peak_memory_bytes = peak_memory_bytes()
