@@ -1,0 +1,74 @@
+# Each target makes what it needs: on a fresh machine, `make demo` and `make test` are the only commands.
+#
+#   make demo      set up, export real weights, answer a question
+#   make test      set up, run the tests
+#   make check     ruff, ruff format, mypy
+#   make verify    the long checks: resumable, one JSON line each
+#   make clean     remove the virtual environment and caches of tools
+#
+# PYTHON       interpreter that the virtual environment is made from (3.11 to 3.13)
+# TORCH_INDEX  package index that torch comes from; torch's install page names one for its small CPU build
+# JOBS         test processes
+
+PYTHON ?= python3
+JOBS ?= 2
+TORCH_INDEX ?=
+HANDLENS_CACHE ?= $(HOME)/.cache/handlens
+export HANDLENS_CACHE
+
+VENV := .venv
+PY := $(VENV)/bin/python
+HANDLENS := $(VENV)/bin/handlens
+STAMP := $(VENV)/.installed
+DEMO := $(HANDLENS_CACHE)/demo
+PHOTOGRAPH = $(firstword $(sort $(wildcard assets/photographs/*.jpg assets/photographs/*.png)))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format verify clean
+
+help:
+	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
+	  echo "HandLens needs Python 3.11 to 3.13, and '$(PYTHON)' is not: name another, as in 'make $(MAKECMDGOALS) PYTHON=python3.12'." >&2; exit 2; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	if [ -n "$(TORCH_INDEX)" ]; then $(PY) -m pip install --quiet --index-url "$(TORCH_INDEX)" torch==2.13.0; fi
+	$(PY) -m pip install --quiet -e ".[export,dev]"
+	@touch $@
+
+demo: $(STAMP)
+	@gguf="$$($(PY) -m handlens_export.materials smollm2)" && \
+	{ $(HANDLENS) inspect "$(DEMO)/smollm2" >/dev/null 2>&1 || \
+	  $(HANDLENS) export "$$gguf" -o "$(DEMO)/smollm2" --context 1024 --force; }
+	@echo && echo "SmolLM2-135M-Instruct, real weights, 4 bits. Question: What is the capital of France?"
+	@$(HANDLENS) run "$(DEMO)/smollm2" "What is the capital of France?" --max-tokens 40
+	@{ $(HANDLENS) inspect "$(DEMO)/nano" >/dev/null 2>&1 || { \
+	  $(HANDLENS) init bluelm-v-nano -o "$(DEMO)/nano-checkpoint" --force && \
+	  $(HANDLENS) export "$(DEMO)/nano-checkpoint" -o "$(DEMO)/nano" --context 1024 --force; }; }
+	@echo && echo "bluelm-v-nano, a whole vision-language model of RANDOM weights: its answer is noise, the way to it is not."
+	@echo "Photograph: $(PHOTOGRAPH). Question: What is this?"
+	@$(HANDLENS) run "$(DEMO)/nano" --image "$(PHOTOGRAPH)" "What is this?" --max-tokens 16
+
+# Real weights are fetched once; the tests themselves need no network.
+test: $(STAMP)
+	@$(PY) -m handlens_export.materials smollm2
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) $(TESTS)
+
+check: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+verify: $(STAMP)
+	@$(PY) -m handlens_export.materials smollm2 moby-dick
+	$(PY) tests/verify/run.py
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache build dist

@@ -1,0 +1,101 @@
+"""HandLens: make a vision-language model run on a phone.
+
+    import handlens
+
+    engine = handlens.load("bundle/")
+    for token in engine.generate([handlens.Message("user", "What is this?", images=("photo.jpg",))]):
+        print(token.text, end="", flush=True)
+
+Importing this module costs a few milliseconds: what a name stands for is imported when the name is first used, and
+torch only by `export`, `init`, `check` and the ExecuTorch backend.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+from handlens._api import check, export, init, load
+
+if TYPE_CHECKING:
+    from handlens_export.errors import CheckpointError, ExportError, TargetError, UnsupportedError
+    from handlens_export.recipe import Recipe
+    from handlens_runtime.bundle import Bundle
+    from handlens_runtime.chat import Message
+    from handlens_runtime.engine import Engine, Token
+    from handlens_runtime.errors import (
+        BackendError,
+        BundleError,
+        BusyError,
+        HandLensError,
+        ImageError,
+        OptionError,
+        PromptError,
+    )
+    from handlens_runtime.manifest import Manifest
+    from handlens_runtime.options import Options
+    from handlens_runtime.stats import Stats
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BackendError": "handlens_runtime.errors",
+    "Bundle": "handlens_runtime.bundle",
+    "BundleError": "handlens_runtime.errors",
+    "BusyError": "handlens_runtime.errors",
+    "CheckpointError": "handlens_export.errors",
+    "Engine": "handlens_runtime.engine",
+    "ExportError": "handlens_export.errors",
+    "HandLensError": "handlens_runtime.errors",
+    "ImageError": "handlens_runtime.errors",
+    "Manifest": "handlens_runtime.manifest",
+    "Message": "handlens_runtime.chat",
+    "OptionError": "handlens_runtime.errors",
+    "Options": "handlens_runtime.options",
+    "PromptError": "handlens_runtime.errors",
+    "Recipe": "handlens_export.recipe",
+    "Stats": "handlens_runtime.stats",
+    "TargetError": "handlens_export.errors",
+    "Token": "handlens_runtime.engine",
+    "UnsupportedError": "handlens_export.errors",
+}
+"""Where each lazily imported name lives."""
+
+__all__ = [
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "BusyError",
+    "CheckpointError",
+    "Engine",
+    "ExportError",
+    "HandLensError",
+    "ImageError",
+    "Manifest",
+    "Message",
+    "OptionError",
+    "Options",
+    "PromptError",
+    "Recipe",
+    "Stats",
+    "TargetError",
+    "Token",
+    "UnsupportedError",
+    "__version__",
+    "check",
+    "export",
+    "init",
+    "load",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'handlens' has no attribute '{name}'")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

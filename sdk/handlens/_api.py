@@ -1,0 +1,102 @@
+"""The functions of `import handlens`: a path in, a value out. What does the work is imported when called."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from handlens_runtime.errors import HandLensError
+
+if TYPE_CHECKING:
+    from handlens_export.check import Report
+
+    from handlens_export.recipe import Recipe
+    from handlens_runtime.engine import Engine
+    from handlens_runtime.manifest import BackendName, Manifest
+
+StrPath = str | PathLike[str]
+Progress = Callable[[str, float], None]
+"""Called with a stage's name and the share of the whole done, 0 to 1."""
+
+WORKSTATION = ("torch", "torchao", "executorch", "onnx", "onnxscript", "safetensors", "gguf", "transformers")
+"""What the extra `export` brings."""
+
+
+def require_workstation(what: str) -> None:
+    """Raise HandLensError unless the extra `export` is installed; looks for its packages without importing them."""
+    missing = [name for name in WORKSTATION if importlib.util.find_spec(name) is None]
+    if missing:
+        raise HandLensError(
+            f"{what} needs {', '.join(missing)}, which this installation does not have; "
+            "install the workstation's packages with: pip install 'handlens[export]'."
+        )
+
+
+def load(bundle: StrPath, *, backend: BackendName | None = None, verify: bool = True) -> Engine:
+    """An engine for the bundle folder `bundle`; on its fastest installed backend unless `backend` names one.
+
+    Verifies the bundle first: `verify=False` skips the hashes, never the sizes. Raises BundleError, BackendError.
+    """
+    from handlens_runtime.engine import Engine
+
+    return Engine(Path(bundle), backend, verify=verify)
+
+
+def export(
+    checkpoint: StrPath,
+    bundle: StrPath,
+    recipe: Recipe | None = None,
+    *,
+    lora: StrPath | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Manifest:
+    """Export a checkpoint folder or GGUF file into the folder `bundle`; returns the bundle's manifest.
+
+    `bundle` is whole or it is not there; an existing one is replaced only with `force`. `recipe` decides bits,
+    cache, context and backends; `lora` is merged into the weights. Needs the extra `export`.
+    Raises CheckpointError, UnsupportedError, TargetError.
+    """
+    require_workstation("export")
+    from handlens_export import pipeline
+    from handlens_export.recipe import Recipe
+
+    return pipeline.export(Path(checkpoint), Path(bundle), recipe or Recipe(), force=force, progress=progress)
+
+
+def init(
+    preset: Literal["bluelm-v-nano", "bluelm-v-3b"],
+    checkpoint: StrPath,
+    *,
+    seed: int = 0,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write the folder `checkpoint` with random weights of a preset's sizes. Needs the extra `export`."""
+    require_workstation("init")
+    from handlens_export import presets
+
+    presets.init(preset, Path(checkpoint), seed=seed, progress=progress, force=force)
+
+
+def check(
+    bundle: StrPath,
+    against: StrPath,
+    *,
+    images: Sequence[StrPath] = (),
+    backend: BackendName | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Compare a bundle with the checkpoint it was made from, stage by stage. Needs the extra `export`.
+
+    `images` are photographs to do it with; the exporter's own few where left out.
+    """
+    require_workstation("check")
+    from handlens_export import check as checks
+
+    return checks.check(
+        Path(bundle), Path(against), [Path(image) for image in images], backend=backend, progress=progress
+    )

@@ -1,0 +1,9 @@
+"""Words that options choose among, written out so that `--help` needs no schema (a test compares them with it)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+BackendChoice = Literal["executorch", "onnx"]
+KVChoice = Literal["int8", "float"]
+PresetChoice = Literal["bluelm-v-nano", "bluelm-v-3b"]

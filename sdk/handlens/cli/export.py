@@ -1,0 +1,104 @@
+"""`handlens export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, get_args
+
+import typer
+
+from handlens.cli.choices import BackendChoice, KVChoice
+from handlens.cli.outcome import answered
+from handlens.cli.progress import duration, shown
+from handlens.cli.units import count, size
+
+if TYPE_CHECKING:
+    from handlens_runtime.manifest import Manifest
+
+
+@answered
+def export(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CKPT", help="Checkpoint folder, or a GGUF file.", show_default=False)
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Bundle folder to write.", show_default=False)
+    ],
+    backend: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Programs to make.", show_default="executorch,onnx")
+    ] = None,
+    bits: Annotated[int | None, typer.Option(help="Bits of the decoder's linears and head.", show_default="4")] = None,
+    group: Annotated[int | None, typer.Option(help="Weights that share a scale.", show_default="32")] = None,
+    vision_bits: Annotated[
+        int | None, typer.Option(help="Bits of vision encoder and projector.", show_default="8")
+    ] = None,
+    embedding_bits: Annotated[
+        int | None, typer.Option(help="Bits of the token embedding table, 8 or 32.", show_default="8")
+    ] = None,
+    kv: Annotated[KVChoice | None, typer.Option(help="Format of the key-value cache.", show_default="int8")] = None,
+    context: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and answer together.", show_default="2048")
+    ] = None,
+    chunk: Annotated[int | None, typer.Option(help="Prompt tokens per decoder pass.", show_default="128")] = None,
+    max_portable: Annotated[
+        float | None,
+        typer.Option(help="Share of a program's nodes left to slow kernels above which to fail.", show_default="0.5"),
+    ] = None,
+    lora: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="LoRA folder to merge into the weights.", show_default=False)
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it is there.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")] = False,
+) -> None:
+    """Turn a checkpoint into a bundle that a phone runs."""
+    from handlens import _api
+
+    _api.require_workstation("export")
+    from handlens_export.recipe import Recipe
+
+    default = Recipe()
+    recipe = Recipe(
+        backends=default.backends if backend is None else backends(backend),
+        bits=default.bits if bits is None else bits,
+        group=default.group if group is None else group,
+        vision_bits=default.vision_bits if vision_bits is None else vision_bits,
+        embedding_bits=default.embedding_bits if embedding_bits is None else embedding_bits,
+        kv=kv or default.kv,
+        context=default.context if context is None else context,
+        chunk=default.chunk if chunk is None else chunk,
+        max_portable=default.max_portable if max_portable is None else max_portable,
+    )
+    began = time.monotonic()
+    with shown() as progress:
+        manifest = _api.export(checkpoint, output, recipe, lora=lora, force=force, progress=progress)
+    _report(output, manifest, time.monotonic() - began, as_json)
+
+
+def _report(output: Path, manifest: Manifest, seconds: float, as_json: bool) -> None:
+    total = sum(entry.size for entry in manifest.files.values())
+    if as_json:
+        outcome = {
+            "bundle": str(output),
+            "seconds": round(seconds, 2),
+            "bytes": total,
+            "manifest": manifest.model_dump(mode="json"),
+        }
+        typer.echo(json.dumps(outcome))
+        return
+    typer.echo(
+        f"{output}: {manifest.name}, {count(manifest.sizes.parameters)} parameters, {size(total)} for "
+        f"{' and '.join(manifest.backends)}, in {duration(seconds)}."
+    )
+    typer.echo(f'Next: handlens run {output} "…"')
+
+
+def backends(value: str) -> tuple[BackendChoice, ...]:
+    """`executorch,onnx` as names, in order, each once. Raises typer.BadParameter for any other."""
+    known: tuple[BackendChoice, ...] = get_args(BackendChoice)
+    asked = dict.fromkeys(word.strip() for word in value.split(","))
+    names = tuple(name for word in asked for name in known if name == word)
+    if len(names) != len(asked):
+        raise typer.BadParameter(f"'{value}' is not a list of {', '.join(known)}.", param_hint="--backend")
+    return names

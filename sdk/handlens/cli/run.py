@@ -1,0 +1,131 @@
+"""`handlens run`: one question, or a chat where none is given."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from handlens.cli.choices import BackendChoice
+from handlens.cli.interrupt import stops
+from handlens.cli.outcome import STOPPED, answered, complain
+from handlens.cli.units import size
+
+if TYPE_CHECKING:
+    from handlens_runtime.engine import Engine
+    from handlens_runtime.options import Options
+    from handlens_runtime.stats import Stats
+
+BUNDLES = "the bundle's"
+
+
+@answered
+def run(
+    bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle.", show_default=False)],
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="PROMPT", help="The question; without it, a chat.", show_default=False)
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture; repeatable.", show_default=False)
+    ] = None,
+    backend: Annotated[
+        BackendChoice | None, typer.Option(help="What runs it.", show_default="fastest installed")
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens of the answer.")] = 256,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default=BUNDLES)] = None,
+    top_k: Annotated[int | None, typer.Option(help="0 keeps all tokens.", show_default=BUNDLES)] = None,
+    top_p: Annotated[float | None, typer.Option(help="From 0 to 1.", show_default=BUNDLES)] = None,
+    min_p: Annotated[float | None, typer.Option(help="From 0 to 1.", show_default=BUNDLES)] = None,
+    repetition_penalty: Annotated[float | None, typer.Option(help="1 changes nothing.", show_default=BUNDLES)] = None,
+    seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.", show_default=False)] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(metavar="TEXT", help="Ends the answer; repeatable.", show_default=False)
+    ] = None,
+    system: Annotated[str | None, typer.Option(metavar="TEXT", help="System message.", show_default=False)] = None,
+    show_tiles: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", help="Write the picture as the model sees it, in tiles.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object.")] = False,
+) -> None:
+    """Ask a bundle a question, or chat with it."""
+    if as_json and prompt is None:
+        raise typer.BadParameter("--json answers one question; give it as PROMPT.", param_hint="--json")
+    from handlens_runtime.bundle import Bundle
+    from handlens_runtime.engine import Engine
+    from handlens_runtime.options import Options
+
+    options = Options(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        seed=seed,
+        stop=tuple(stop or ()),
+    )
+    loaded = Bundle.load(bundle)
+    for warning in loaded.warnings:
+        complain(warning)
+    pictures = tuple(image or ())
+    if show_tiles is not None:
+        from handlens.cli.tiles import draw
+
+        draw(loaded, pictures, show_tiles)
+    engine = Engine(loaded, backend=backend)
+    if prompt is None:
+        from handlens.cli.chat import Chat
+
+        Chat(engine, options, system, pictures).loop()
+    else:
+        _answer(engine, options, prompt, system, pictures, as_json)
+
+
+def _answer(
+    engine: Engine, options: Options, prompt: str, system: str | None, images: tuple[Path, ...], as_json: bool
+) -> None:
+    from handlens_runtime.chat import Message
+
+    messages = [Message("user", prompt, images)]
+    if system is not None:
+        messages.insert(0, Message("system", system))
+    pieces: list[str] = []
+    with stops(engine) as stopped:
+        for token in engine.generate(messages, options):
+            pieces.append(token.text)
+            if not as_json:
+                sys.stdout.write(token.text)
+                sys.stdout.flush()
+    if as_json:
+        typer.echo(json.dumps({"text": "".join(pieces), "stats": engine.stats.as_dict()}))
+    else:
+        typer.echo()
+        typer.echo(statistics(engine.stats), err=True)
+    if stopped:
+        raise typer.Exit(STOPPED)
+
+
+def statistics(stats: Stats) -> str:
+    """One line: where the time went, how fast it was, and the memory it took."""
+    parts = []
+    if stats.image_tokens:
+        parts += [f"image decode {_seconds(stats.image_decode_s)}", f"encode {_seconds(stats.encode_s)}"]
+    reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
+    parts.append(f"prefill {stats.prompt_tokens} tokens{reused} in {_seconds(stats.prefill_s)}")
+    if stats.time_to_first_token_s is not None:
+        parts.append(f"first token {_seconds(stats.time_to_first_token_s)}")
+    rate = stats.tokens_per_second
+    parts.append(f"{stats.generated_tokens} tokens" + (f" at {rate:.1f} tokens/s" if rate is not None else ""))
+    parts.append(f"peak memory {size(stats.peak_memory_bytes)}")
+    ended = {"length": "cut at --max-tokens", "context": "the context is full", "cancelled": "stopped"}
+    if stats.finish in ended:
+        parts.append(ended[stats.finish])
+    return f"[{', '.join(parts)}]"
+
+
+def _seconds(value: float) -> str:
+    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.2f} s"
