@@ -1,0 +1,134 @@
+"""Cached attention as ONNX Runtime's GroupQueryAttention: the cache outside the program, int8 or float.
+
+Measured on onnxruntime 1.32 (CPU), and what the eager forward repeats: keys are rotated, then this step's keys and
+values are rounded into the cache with static scales, and attention reads the rounded ones, this step's own included;
+queries and probabilities stay in float. Nothing depends on how a prompt is cut into steps. `causal=0` attends to the
+whole cache up to the last row of the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from handlens_export.lower.onnx_leaves import Attributes
+from handlens_export.network.attention import CachedAttention, Step, attend
+from handlens_export.network.decoder import Attention
+from handlens_export.network.rope import rotate
+
+HEAD_DIM_MULTIPLE = 8
+"""The operator refuses other head sizes; heads are padded with zeros, which change no score and no output."""
+ROTARY_MULTIPLE = 16
+"""The operator rotates only heads of such a size; others are rotated before it."""
+
+
+@dataclass
+class Cache:
+    """What the decoder's trace hands its attention leaves, and what they hand back (`Step.extra`)."""
+
+    past: list[tuple[Tensor, Tensor]]
+    """Keys and values per layer, each (1, kv_heads, context, padded head_dim): whole buffers."""
+    last: Tensor
+    """int32 (1,): position of this step's last row."""
+    total: Tensor
+    """int32 (): rows in the cache once this step's are in."""
+    cos: Tensor
+    """(context, head_dim / 2)."""
+    sin: Tensor
+    present: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    """Filled by the leaves; ONNX Runtime writes them into the past buffers when both are bound to the same memory."""
+
+
+class GroupQueryAttention(nn.Module):
+    """One layer's attention over its cache."""
+
+    k_scale: Tensor | None
+    v_scale: Tensor | None
+
+    def __init__(
+        self,
+        attention: Attention,
+        layer: int,
+        context: int,
+        kv_scales: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+    ) -> None:
+        """`kv_scales`: int8 scales of keys and values, each (kv_heads, head_dim); None leaves the cache in float."""
+        super().__init__()
+        if not isinstance(attention.cached, CachedAttention):
+            raise TypeError("the network's attention leaves have been swapped already")
+        self.layer, self.context = layer, context
+        self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
+        self.causal, self.scale = attention.cached.causal, attention.cached.scale
+        self.pad = -self.head_dim % HEAD_DIM_MULTIPLE
+        for name, index in (("k_scale", 0), ("v_scale", 1)):
+            scale = None if kv_scales is None else torch.from_numpy(np.ascontiguousarray(kv_scales[index]))
+            padded = None if scale is None else F.pad(scale.float(), (0, self.pad), value=1.0)
+            self.register_buffer(name, None if padded is None else padded[None, :, None])  # (1, kv_heads, 1, dim)
+        self.keys: Tensor | None = None
+        self.values: Tensor | None = None
+
+    @property
+    def cache_shape(self) -> tuple[int, int, int, int]:
+        """Of keys and of values: (1, kv_heads, context, padded head_dim)."""
+        return 1, self.kv_heads, self.context, self.head_dim + self.pad
+
+    @property
+    def cache_dtype(self) -> torch.dtype:
+        """int8 where there are scales."""
+        return torch.float32 if self.k_scale is None else torch.int8
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+        """q (1, t, heads, d), k and v (1, t, kv_heads, d), not rotated -> (1, t, heads * d)."""
+        if torch.compiler.is_exporting():
+            return self._operator(q, k, v, step)
+        q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+        k, v = self._round(k, self.k_scale), self._round(v, self.v_scale)
+        if self.keys is not None and self.values is not None and step.position:
+            k = torch.cat((self.keys[:, : step.position], k), dim=1)
+            v = torch.cat((self.values[:, : step.position], v), dim=1)
+        self.keys, self.values = k, v
+        return attend(q, k, v, self.causal, self.scale)
+
+    def _round(self, x: Tensor, scale: Tensor | None) -> Tensor:
+        """x (1, t, kv_heads, d) on the cache's grid."""
+        if scale is None:
+            return x
+        grid = scale[:, :, 0, : self.head_dim]  # (1, kv_heads, d)
+        return (x / grid).round().clamp(-128, 127) * grid
+
+    def _operator(self, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+        cache: Cache = step.extra
+        rotary = self.head_dim % ROTARY_MULTIPLE == 0
+        if not rotary:
+            q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+        q, k, v = (F.pad(x, (0, self.pad)).flatten(2) if self.pad else x.flatten(2) for x in (q, k, v))
+        attributes: Attributes = {
+            "num_heads": self.heads,
+            "kv_num_heads": self.kv_heads,
+            "scale": self.scale,
+            "do_rotary": int(rotary),
+            "causal": int(self.causal),
+        }
+        tables = [cache.cos, cache.sin] if rotary else [None, None]
+        inputs = [q, k, v, *cache.past[self.layer], cache.last, cache.total, *tables]
+        if self.k_scale is not None:
+            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+            inputs += [None, None, None, self.k_scale, self.v_scale]
+        out, key, value = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            inputs,
+            attributes,
+            dtypes=(torch.float32, self.cache_dtype, self.cache_dtype),
+            shapes=(q.shape, self.cache_shape, self.cache_shape),
+            version=1,
+        )
+        cache.present.append((key, value))
+        if self.pad:
+            out = out.view(1, -1, self.heads, self.head_dim + self.pad)[..., : self.head_dim].flatten(2)
+        attended: Tensor = out
+        return attended

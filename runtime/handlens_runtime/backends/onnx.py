@@ -1,0 +1,157 @@
+"""ONNX Runtime behind the seam: three sessions over memory-mapped weights, one cache shared by past and present."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from handlens_runtime.backends.base import Array, Backend, Rows
+from handlens_runtime.bundle import Bundle
+from handlens_runtime.errors import BackendError, OptionError
+from handlens_runtime.manifest import Graph
+
+THREADS_VARIABLE = "HANDLENS_THREADS"
+_FATAL_ONLY = 4
+"""ONNX Runtime's log level: what it would print to stderr is raised as BackendError instead."""
+_ORT_ERRORS: tuple[type[Exception], ...] = tuple(
+    error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
+)
+
+
+def load(bundle: Bundle) -> Backend:
+    """Open the bundle's ONNX programs and allocate the cache.
+
+    Threads are the physical cores this process may use; HANDLENS_THREADS overrides. Raises BackendError where a file
+    cannot be loaded or the bundle has no ONNX programs, OptionError for a HANDLENS_THREADS that is no number.
+    """
+    return OnnxBackend(bundle)
+
+
+class OnnxBackend:
+    """A bundle's ONNX programs, loaded (see `backends.base.Backend`)."""
+
+    name = "onnx"
+
+    def __init__(self, bundle: Bundle) -> None:
+        graphs = bundle.manifest.backends.get("onnx")
+        if graphs is None or graphs.embedding is None:
+            raise BackendError(
+                f"{bundle.path} has no onnx programs; use --backend {next(iter(bundle.manifest.backends))}, or export "
+                "the checkpoint again with --backend onnx."
+            )
+        threads = thread_count()
+        self._sizes = bundle.manifest.sizes
+        self._vision = None if graphs.vision is None else _session(bundle.path, graphs.vision, threads)
+        self._embedding = _session(bundle.path, graphs.embedding, threads)
+        self._decoder = _session(bundle.path, graphs.decoder, threads)
+        self._logits = np.zeros((1, self._sizes.vocab_size), np.float32)
+        self._cache = _allocate(graphs.decoder)
+        self._binding = self._decoder.io_binding()
+        for name, buffer in self._cache.items():
+            self._binding.bind_ortvalue_input(f"past_{name}", buffer)
+            self._binding.bind_ortvalue_output(f"present_{name}", buffer)
+        self._binding.bind_ortvalue_output("logits", ort.OrtValue.ortvalue_from_numpy(self._logits))
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that the key-value cache holds, as allocated."""
+        return sum(buffer.tensor_size_in_bytes() for buffer in self._cache.values())
+
+    def encode(self, tiles: Array) -> tuple[Array, Array]:
+        """tiles (n, 3, s, s) -> embeddings (n, tokens, width), features (n, patches, vision width)."""
+        if self._vision is None:
+            raise BackendError("This bundle is text-only and has no vision encoder; ask without an image.")
+        with _reported("vision encoder"):
+            embeddings, features = self._vision.run(["embeddings", "features"], {"tiles": tiles})
+        return embeddings, features
+
+    def embed(self, ids: NDArray[np.int64]) -> Rows:
+        """ids (t,) -> rows (t, width)."""
+        with _reported("token embedding"):
+            rows: Rows = self._embedding.run(["rows"], {"ids": ids[None].astype(np.int64)})[0][0]
+        return rows
+
+    def decode(self, rows: Rows, position: int) -> Array:
+        """rows (t, width) at positions position..position+t-1 -> logits of the last, (vocab_size,)."""
+        if not 1 <= len(rows) <= self._sizes.max_chunk or not 0 <= position <= self._sizes.context - len(rows):
+            raise BackendError(
+                f"The decoder was given {len(rows)} rows at position {position}, but it takes 1 to "
+                f"{self._sizes.max_chunk} at a time and {self._sizes.context} in all; shorten the conversation."
+            )
+        with _reported("text decoder"):
+            self._binding.bind_cpu_input("rows", np.ascontiguousarray(rows[None], np.float32))
+            self._binding.bind_cpu_input("position", np.array([position], np.int32))
+            self._decoder.run_with_iobinding(self._binding)
+        last: Array = self._logits[0].copy()
+        return last
+
+
+def thread_count() -> int:
+    """HANDLENS_THREADS, or the physical cores that this process may run on."""
+    asked = os.environ.get(THREADS_VARIABLE)
+    if asked is None:
+        return physical_cores()
+    if not asked.isdecimal() or int(asked) < 1:
+        raise OptionError(f"{THREADS_VARIABLE} is {asked!r}, but must be a whole number of threads, 1 or more.")
+    return int(asked)
+
+
+def physical_cores() -> int:
+    """Cores among this process's processors; two hyper-threads count once, for int8 products gain nothing from both."""
+    if not hasattr(os, "sched_getaffinity"):  # macOS
+        return os.cpu_count() or 1
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text() if siblings.exists() else str(cpu))
+    return len(cores)
+
+
+def _session(folder: Path, graph: Graph, threads: int) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = _FATAL_ONLY
+    # Three sessions take turns: threads of one that spin on after its run would slow the next.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Chunks differ in length, so a memory plan kept for each length would only hold memory.
+    options.enable_mem_pattern = False
+    path = folder / graph.file
+    try:
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS as error:
+        raise BackendError(
+            f"{path} cannot be loaded by onnxruntime {ort.__version__} ({_first_line(error)}); export or copy the "
+            "bundle again."
+        ) from error
+
+
+def _allocate(decoder: Graph) -> dict[str, ort.OrtValue]:
+    """A zeroed buffer for each of the decoder's past inputs, by the name after `past_`."""
+    buffers = {}
+    for port in decoder.inputs:
+        if port.name.startswith("past_"):
+            shape = [int(size) for size in port.shape]
+            buffers[port.name.removeprefix("past_")] = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, port.dtype))
+    return buffers
+
+
+@contextmanager
+def _reported(part: str) -> Iterator[None]:
+    try:
+        yield
+    except _ORT_ERRORS as error:
+        raise BackendError(
+            f"The {part} failed in onnxruntime {ort.__version__} ({_first_line(error)}); "
+            "`handlens check` shows whether the bundle is at fault."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
