@@ -41,7 +41,8 @@ def _no_config(folder: Path) -> CheckpointError:
     if (folder / "adapter_config.json").exists():
         base = read_json(folder / "adapter_config.json").get("base_model_name_or_path") or "its base model"
         return CheckpointError(
-            f"{folder} holds a LoRA adapter alone; give the folder of {base} as the checkpoint and this one with --lora."
+            f"{folder} holds a LoRA adapter alone; give the folder of {base} as the checkpoint "
+            "and this one with --lora."
         )
     ggufs = sorted(folder.glob("*.gguf"))
     if ggufs:
@@ -77,7 +78,8 @@ def _tensors(folder: Path) -> SafetensorsSource:
     packed = next((name for name in source.names() if name.endswith((".qweight", ".weight_packed"))), None)
     if packed is not None:
         raise CheckpointError(
-            f"{folder} holds packed weights ({packed}), so it is quantized already; give the checkpoint as it was before."
+            f"{folder} holds packed weights ({packed}), so it is quantized already; "
+            "give the checkpoint as it was before."
         )
     return source
 

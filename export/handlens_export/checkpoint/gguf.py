@@ -77,7 +77,7 @@ class GgufSource:
         entry = self._entries[name]
         head = f"{entry.tensor.tensor_type.name} {self.shape(name)} {entry.heads} "
         state = hashlib.sha256(head.encode())
-        state.update(np.ascontiguousarray(entry.tensor.data).view(np.uint8))
+        state.update(np.ascontiguousarray(entry.tensor.data).view(np.uint8).data)
         return state.hexdigest()
 
 

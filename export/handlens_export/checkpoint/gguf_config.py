@@ -122,7 +122,7 @@ class _Header:
         self.architecture = str(metadata.get("general.architecture"))
         if self.architecture not in CLASSES:
             raise CheckpointError(
-                f"{path} is a GGUF file of architecture {self.architecture}; those of {', '.join(CLASSES)} can be read, "
+                f"{path} is a GGUF file of architecture {self.architecture}; {' and '.join(CLASSES)} can be read, "
                 "for others give the folder that transformers saves."
             )
         if metadata.get("split.count", 1) > 1:

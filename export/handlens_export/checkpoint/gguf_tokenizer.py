@@ -65,7 +65,12 @@ def tokenizer_config(metadata: dict[str, Any]) -> dict[str, Any]:
     """tokenizer_config.json's special tokens and flags."""
     config: dict[str, Any] = {
         name: _token(metadata, key)
-        for name, key in (("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding"))
+        for name, key in (
+            ("bos_token", "bos"),
+            ("eos_token", "eos"),
+            ("unk_token", "unknown"),
+            ("pad_token", "padding"),
+        )
         if _token(metadata, key) is not None
     }
     add_bos, add_eos = _adds(metadata)
@@ -77,7 +82,9 @@ def end_ids(metadata: dict[str, Any]) -> list[int]:
     named = [metadata.get(f"tokenizer.ggml.{key}_token_id") for key in ("eos", "eot", "eom")]
     types = metadata.get("tokenizer.ggml.token_type", [])
     tokens = metadata.get("tokenizer.ggml.tokens", [])
-    known = [i for i, (token, type_) in enumerate(zip(tokens, types, strict=False)) if type_ == CONTROL and token in ENDS]
+    known = [
+        i for i, (token, type_) in enumerate(zip(tokens, types, strict=False)) if type_ == CONTROL and token in ENDS
+    ]
     return list(dict.fromkeys(i for i in (*named, *known) if i is not None))
 
 

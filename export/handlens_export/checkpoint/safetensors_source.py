@@ -41,7 +41,8 @@ class SafetensorsSource:
             for name, entry in _header(file):
                 if name in self._entries:
                     raise CheckpointError(
-                        f"Tensor {name} stands in both {self._entries[name].file} and {file}; save the checkpoint again."
+                        f"Tensor {name} stands in both {self._entries[name].file} and {file}; "
+                        "save the checkpoint again."
                     )
                 self._entries[name] = entry
 
@@ -67,7 +68,7 @@ class SafetensorsSource:
         """sha256 over stored type, shape and bytes."""
         entry = self._entries[name]
         state = hashlib.sha256(f"{entry.dtype} {entry.shape} ".encode())
-        state.update(self._stored(name).contiguous().reshape(-1).view(torch.uint8).numpy())
+        state.update(self._stored(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return state.hexdigest()
 
     def _stored(self, name: str) -> Tensor:
