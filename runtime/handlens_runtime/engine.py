@@ -49,7 +49,7 @@ class Token:
 
 
 class Engine:
-    """One conversation at a time with one bundle; `stop()` may be called from any thread, the rest from one at a time."""
+    """One conversation at a time with one bundle. Only `stop()` may be called while another call runs."""
 
     def __init__(
         self,
@@ -200,7 +200,6 @@ class Engine:
         sizes = self._manifest.sizes
         step = min(sizes.chunk, sizes.max_chunk) if self._manifest.causal else count
         for begin in range(start, count, step):
-            signal.check()
             logits = self._pass(prompt.keys[begin : begin + step], signal)
         check_finite(logits)
         return prompt, logits
@@ -208,6 +207,7 @@ class Engine:
     def _pass(self, keys: Sequence[Key], signal: StopSignal) -> Array:
         """One decoder pass over prompt rows, their pictures encoded first where that is still to do."""
         pictures = {key[0]: self._picture(key[0], signal) for key in keys if isinstance(key, tuple)}
+        signal.check()
         began = perf_counter()
         # A picture's rows are looked up as id 0, for an image token's own id may lie outside the table.
         rows = self.backend.embed(np.array([0 if isinstance(key, tuple) else key for key in keys], np.int64))

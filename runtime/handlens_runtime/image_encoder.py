@@ -76,7 +76,7 @@ class ImageEncoder:
         return cached
 
     def _open(self, source: ImageSource) -> Picture:
-        image = open_image(source, self._rule.max_pixels)
+        image = open_image(source, self._rule.max_pixels, self._rule.background)
         content = digest(image)
         if content not in self._embeddings:
             tiles = self._tiles[content] = prepare(image, self._rule)
@@ -90,7 +90,7 @@ class ImageEncoder:
             stats.image_decode_s += perf_counter() - began
             if picture.digest != content:
                 raise BackendError("A picture's file changed while it was being read; ask again.")
-        return self._tiles[content].pixels
+        return self._tiles.pop(content).pixels
 
     def _encode(self, pixels: Array, signal: StopSignal, stats: Stats) -> Array:
         batches = []
