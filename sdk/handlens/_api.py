@@ -64,7 +64,14 @@ def export(
     from handlens_export import pipeline
     from handlens_export.recipe import Recipe
 
-    return pipeline.export(Path(checkpoint), Path(bundle), recipe or Recipe(), force=force, progress=progress)
+    return pipeline.export(
+        Path(checkpoint),
+        Path(bundle),
+        recipe or Recipe(),
+        lora=Path(lora) if lora else None,
+        force=force,
+        progress=progress,
+    )
 
 
 def init(

@@ -12,6 +12,7 @@ import typer
 from handlens.cli.choices import BackendChoice
 from handlens.cli.interrupt import stops
 from handlens.cli.outcome import STOPPED, answered, complain
+from handlens.cli.tiles import write_tiles
 from handlens.cli.units import size
 
 if TYPE_CHECKING:
@@ -73,9 +74,7 @@ def run(
         complain(warning)
     pictures = tuple(image or ())
     if show_tiles is not None:
-        from handlens.cli.tiles import draw
-
-        draw(loaded, pictures, show_tiles)
+        write_tiles(loaded.manifest, pictures, show_tiles)
     engine = Engine(loaded, backend=backend)
     if prompt is None:
         from handlens.cli.chat import Chat

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from handlens_export import materials
+from handlens_export.errors import ExportError
+from handlens_export.materials import Material, fetch, main
+
+TEXT = b"Call me Ishmael."
+
+
+def material(client: str, sha256: str | None = None) -> Material:
+    digest = hashlib.sha256(TEXT).hexdigest() if sha256 is None else sha256
+    return Material(client, "whale==1", "package/data/whale.txt", len(TEXT), digest, "CC0-1.0")  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def downloads(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Commands of package clients, which leave an archive with the text where they are run."""
+    commands: list[list[str]] = []
+
+    def run(command: list[str], *, cwd: Path, **rest: object) -> None:
+        commands.append(command)
+        if "pip" in command:
+            with zipfile.ZipFile(cwd / "whale-1-py3-none-any.whl", "w") as wheel:
+                wheel.writestr("package/data/whale.txt", TEXT)
+        else:
+            entry = tarfile.TarInfo("package/data/whale.txt")
+            entry.size = len(TEXT)
+            with tarfile.open(cwd / "whale-1.tgz", "w:gz") as tarball:
+                tarball.addfile(entry, io.BytesIO(TEXT))
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return commands
+
+
+@pytest.mark.parametrize("client", ["pip", "npm"])
+def test_fetched_once_and_nothing_else_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, downloads: list[list[str]], client: str
+) -> None:
+    monkeypatch.setattr(materials, "MATERIALS", {"whale": material(client)})
+    first, second = fetch("whale", tmp_path), fetch("whale", tmp_path)
+    assert first == second == tmp_path / "materials/whale/whale.txt"
+    assert first.read_bytes() == TEXT
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [first]
+    assert len(downloads) == 1
+    assert downloads[0][-1] == "whale==1"
+
+
+def test_a_truncated_file_is_fetched_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, downloads: list[list[str]]
+) -> None:
+    monkeypatch.setattr(materials, "MATERIALS", {"whale": material("pip")})
+    fetch("whale", tmp_path).write_bytes(TEXT[:-1])
+    assert fetch("whale", tmp_path).read_bytes() == TEXT
+    assert len(downloads) == 2
+
+
+def test_other_bytes_are_refused_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, downloads: list[list[str]]
+) -> None:
+    monkeypatch.setattr(materials, "MATERIALS", {"whale": material("pip", sha256="0" * 64)})
+    with pytest.raises(ExportError, match="expected 0000"):
+        fetch("whale", tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_missing_client_and_its_complaint_are_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HANDLENS_CACHE", str(tmp_path))
+    errors = iter([FileNotFoundError(), subprocess.CalledProcessError(1, "npm", "", "trying\nno network\n")])
+
+    def run(*command: object, **rest: object) -> None:
+        raise next(errors)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    assert main(["moby-dick"]) == 2
+    assert "downloaded with npm, which is not on this machine" in capsys.readouterr().err
+    assert main(["moby-dick"]) == 2
+    assert "said: no network;" in capsys.readouterr().err
+
+
+def test_an_unknown_name_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gpt"]) == 2
+    assert capsys.readouterr().err == "There is no material 'gpt'; choose one of smollm2, moby-dick.\n"

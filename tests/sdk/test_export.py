@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from handlens.cli import app
+from handlens_export import pipeline
+from handlens_export.errors import TargetError
+from handlens_export.recipe import Recipe
+from handlens_runtime.manifest import Manifest
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> list[tuple[object, ...]]:
+    """What the command line asks of the pipeline, which answers at once."""
+    seen: list[tuple[object, ...]] = []
+
+    def export(
+        source: Path,
+        target: Path,
+        recipe: Recipe,
+        *,
+        lora: Path | None = None,
+        force: bool = False,
+        progress: Callable[[str, float], None] | None = None,
+    ) -> Manifest:
+        seen.append((source, target, recipe, lora, force))
+        if target.name == "taken":
+            raise TargetError("taken exists; give --force.")
+        assert progress is not None
+        for stage, share in (("read", 0.0), ("quantize", 0.5), ("quantize", 0.55), ("quantize", 0.9)):
+            progress(stage, share)
+        return manifest
+
+    monkeypatch.setattr(pipeline, "export", export)
+    return seen
+
+
+def test_without_options_the_recipe_is_the_default(runner: CliRunner, calls: list[tuple[object, ...]]) -> None:
+    result = runner.invoke(app, ["export", "ckpt", "-o", "bundle"])
+    assert result.exit_code == 0, result.stderr
+    assert calls == [(Path("ckpt"), Path("bundle"), Recipe(), None, False)]
+    assert "tiny, 1.5M parameters, 9 B for onnx" in result.stdout
+
+
+def test_every_option_reaches_the_recipe(runner: CliRunner, calls: list[tuple[object, ...]]) -> None:
+    options = (
+        "--backend onnx --bits 2 --group 64 --vision-bits 4 --embedding-bits 32 --kv float --context 512 --chunk 64"
+    )
+    result = runner.invoke(
+        app, ["export", "ckpt", "-o", "b", *options.split(), "--max-portable", "0.25", "--lora", "lora", "--force"]
+    )
+    assert result.exit_code == 0, result.stderr
+    recipe = Recipe(("onnx",), 2, 64, 4, 32, "float", 512, 64, 0.25)
+    assert calls == [(Path("ckpt"), Path("b"), recipe, Path("lora"), True)]
+
+
+def test_json_is_one_object_and_progress_goes_to_stderr(
+    runner: CliRunner, calls: list[tuple[object, ...]], manifest: Manifest
+) -> None:
+    result = runner.invoke(app, ["export", "ckpt", "-o", "bundle", "--json"])
+    outcome = json.loads(result.stdout)
+    assert (outcome["bundle"], outcome["bytes"]) == ("bundle", 9)
+    assert outcome["manifest"] == manifest.model_dump(mode="json")
+    # A line for a new stage and for each tenth, not for every call.
+    assert [line.split(" (")[0].strip() for line in result.stderr.splitlines()] == [
+        "0% read",
+        "50% quantize",
+        "90% quantize",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-o", "taken"], "taken exists; give --force."),
+        (["-o", "b", "--bits", "3"], "--bits 3"),
+        (["-o", "b", "--backend", "qnn"], "'qnn' is not a list of executorch, onnx"),
+        (["-o", "b", "--kv", "int4"], "int4"),
+        ([], "--output"),
+    ],
+)
+def test_mistakes_leave_with_2(
+    runner: CliRunner, calls: list[tuple[object, ...]], arguments: list[str], says: str
+) -> None:
+    result = runner.invoke(app, ["export", "ckpt", *arguments])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert says in result.stderr

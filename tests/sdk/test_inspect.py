@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from handlens.cli import app
+from handlens_runtime.manifest import Manifest
+
+
+def test_json_is_the_manifest_and_the_sum_of_its_files(runner: CliRunner, bundle: Path, manifest: Manifest) -> None:
+    result = runner.invoke(app, ["inspect", str(bundle), "--json"])
+    shown = json.loads(result.stdout)
+    assert Manifest.model_validate_json(json.dumps(shown["manifest"])) == manifest
+    assert shown["bytes"] == len(b"{}") + len(b"program")
+
+
+def test_tables_name_bits_exceptions_leftovers_and_files(runner: CliRunner, bundle: Path) -> None:
+    result = runner.invoke(app, ["inspect", str(bundle)])
+    assert result.exit_code == 0, result.stderr
+    for text in (
+        "2 layers, width 64",
+        "head 576: group 64, odd row",
+        "37 of 40",
+        "2 Add, 1 Gather",
+        "onnx/decoder.onnx",
+        "1.5M",
+        "940 kB",
+    ):
+        assert text in result.stdout
+
+
+def test_a_damaged_file_is_named(runner: CliRunner, bundle: Path) -> None:
+    (bundle / "onnx/decoder.onnx").write_bytes(b"Program")
+    result = runner.invoke(app, ["inspect", str(bundle)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "onnx/decoder.onnx is damaged" in result.stderr
