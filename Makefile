@@ -3,6 +3,7 @@
 #   make demo      set up, export real weights, answer a question
 #   make test      set up, run the tests
 #   make check     ruff, ruff format, mypy
+#   make format    let ruff mend what it can
 #   make verify    the long checks: resumable, one JSON line each
 #   make clean     remove the virtual environment and caches of tools
 #
@@ -34,6 +35,7 @@ setup: $(STAMP)
 $(STAMP): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { \
 	  echo "HandLens needs Python 3.11 to 3.13, and '$(PYTHON)' is not: name another, as in 'make $(MAKECMDGOALS) PYTHON=python3.12'." >&2; exit 2; }
+	@echo "Setting up $(VENV): some minutes, once."
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	if [ -n "$(TORCH_INDEX)" ]; then $(PY) -m pip install --quiet --index-url "$(TORCH_INDEX)" torch==2.13.0; fi
 	$(PY) -m pip install --quiet -e ".[export,dev]"

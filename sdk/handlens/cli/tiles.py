@@ -29,7 +29,7 @@ def write_tiles(manifest: Manifest, images: Sequence[Path], target: Path) -> Non
         raise OptionError("--show-tiles needs a picture; give one with --image.")
     if target.suffix.lower() not in Image.registered_extensions():
         raise OptionError(f"--show-tiles {target} has no ending of an image file; name it as in tiles.png.")
-    sheets = [draw_tiles(open_image(image, rule.max_pixels), rule) for image in images]
+    sheets = [draw_tiles(open_image(image, rule.max_pixels, rule.background), rule) for image in images]
     page = Image.new(
         "RGB",
         (max(sheet.width for sheet in sheets), sum(sheet.height for sheet in sheets) + GAP * (len(sheets) - 1)),
