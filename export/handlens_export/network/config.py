@@ -45,12 +45,8 @@ class DecoderConfig:
     output_bias: bool = False
     """Bias on the attention's output projection."""
     mlp_bias: bool = False
-    norm_offset: float = 0.0
-    """Added to every RMSNorm weight: 1 for Gemma."""
     embedding_scale: float = 1.0
-    """Multiplies token embeddings only: sqrt(width) for Gemma."""
-    image_scale: float = 1.0
-    """Multiplies projected image embeddings."""
+    """Multiplies token embeddings, not image rows: sqrt(width) for Gemma."""
     tied_head: bool = False
     attention_scale: float | None = None
     """Multiplies q k^T; None is head_dim**-0.5."""

@@ -28,8 +28,7 @@ class Network(nn.Module):
             raise ValueError("a text-only network has no vision encoder")
         features: Tensor = self.vision(tiles)
         rows: Tensor = self.projector(features)
-        scale = self.config.decoder.image_scale
-        return (rows * scale if scale != 1.0 else rows), features
+        return rows, features
 
     def logits(self, rows: Tensor, position: int = 0) -> Tensor:
         """Rows (1, t, width) from `position` on -> logits of each, (1, t, vocab_size)."""
@@ -43,5 +42,8 @@ class Network(nn.Module):
         rows = self.decoder.embedding(ids)
         if tiles is not None:
             image_rows = self.encode(tiles)[0].flatten(0, 1)
-            rows = rows.masked_scatter((ids == image_token)[..., None], image_rows)
+            assert image_token is not None
+            places = ids.eq(image_token)
+            assert int(places.sum()) == image_rows.shape[0]
+            rows = rows.masked_scatter(places[..., None], image_rows)
         return self.logits(rows)

@@ -76,4 +76,3 @@ PROJECTORS: dict[str, type[nn.Module]] = {
     "pixel_shuffle": PixelShuffle,
     "linear": LinearProjector,
 }
-
