@@ -1,6 +1,5 @@
 """The engine over the fake backend: what it computes is what a cold, one-shot run computes."""
 
-import random
 import subprocess
 import sys
 import threading
@@ -11,7 +10,7 @@ from PIL import Image
 
 from handlens_runtime.chat import Message
 from handlens_runtime.engine import Engine
-from handlens_runtime.errors import BackendError, BusyError, ImageError, PromptError
+from handlens_runtime.errors import BackendError, BusyError, PromptError
 from handlens_runtime.images.preprocess import prepare
 from handlens_runtime.options import Options
 from handlens_runtime.sampler import log_softmax
@@ -72,7 +71,7 @@ def test_rows_of_pictures_are_their_embeddings_in_order(make_engine):
     answer(engine, PICTURES, max_tokens=1)
     rule = engine.bundle.manifest.image
     tiles = [prepare(image, rule).pixels for image in PICTURES[0].images]
-    expected = np.concatenate([engine.backend.encode(batch)[0].reshape(-1, 8) for batch in tiles])
+    expected = np.concatenate([engine.backend.encode(batch)[0].reshape(-1, 8).copy() for batch in tiles])
     image_row = [isinstance(key, tuple) for key in engine._decoder.keys]
     np.testing.assert_array_equal(engine.backend.cache[: len(image_row)][image_row], expected)
     assert engine.stats.image_tokens == len(expected) == 4 * (5 + 1 + 4)
@@ -83,111 +82,6 @@ def test_tiles_are_encoded_four_at_a_time(make_engine):
     answer(engine, [Message("user", "?", (picture(1, 3, 3),))], max_tokens=1)
     assert [call[2] for call in engine.backend.calls if call[0] == "encode"] == [4, 4, 2]
     assert engine.stats.tiles == 10
-
-
-@pytest.mark.parametrize("vision", [True, False])
-def test_twenty_turns_with_reuse_equal_cold_runs(make_engine, vision):
-    chosen = {"max_tokens": 6, "temperature": 1.0, "seed": 4}
-
-    def wide(manifest):
-        manifest["sizes"].update(context=4096)
-
-    warm = make_engine(vision=vision, change=wide)
-    cold = make_engine(vision=vision, change=wide)
-    messages, drawn = [], random.Random(2)
-    for turn in range(20):
-        images = tuple(picture(drawn.randrange(3), 2) for _ in range(drawn.choice([0, 0, 1, 2]))) if vision else ()
-        messages.append(Message("user", f"question {turn}", images))
-        cold.reset()
-        tokens = answer(warm, messages, **chosen)
-        assert tokens == answer(cold, messages, **chosen)
-        assert cold.stats.reused_tokens == 0 and (turn == 0 or warm.stats.reused_tokens > 0)
-        messages.append(Message("assistant", text(tokens)))
-    assert sum(call[2] for call in warm.backend.calls) < sum(call[2] for call in cold.backend.calls) / 2
-
-
-def test_reuse_keeps_the_question_and_the_answer_itself(make_engine):
-    engine = make_engine("A plain answer")
-    first = answer(engine, QUESTION)
-    before = engine.stats.prompt_tokens + len(first) - 1  # the end token is sampled, never cached
-    answer(engine, [*QUESTION, Message("assistant", text(first)), Message("user", "And?")])
-    assert engine.stats.reused_tokens == before
-
-
-def test_changed_history_is_computed_from_where_it_changed(make_engine):
-    engine, cold = make_engine(), make_engine()
-    answer(engine, [Message("user", "abcdef and more than that")], max_tokens=3)
-    changed = [Message("user", "abcdeX and more than that")]
-    assert answer(engine, changed, max_tokens=3) == answer(cold, changed, max_tokens=3)
-    assert 0 < engine.stats.reused_tokens < engine.stats.prompt_tokens
-    other = [Message("user", "?", (picture(1),))]
-    answer(engine, other, max_tokens=2)
-    changed = [Message("user", "?", (picture(2),))]
-    assert answer(engine, changed, max_tokens=3) == answer(cold, changed, max_tokens=3)
-
-
-def test_same_prompt_again_computes_one_row_only(make_engine):
-    engine = make_engine()
-    first = answer(engine, PICTURES, max_tokens=3)
-    engine.backend.calls.clear()
-    assert answer(engine, PICTURES, max_tokens=3) == first
-    assert [call[2] for call in engine.backend.calls] == [1, 1, 1]
-
-
-def test_prefill_ahead_leaves_the_answer_as_it_is(make_engine):
-    engine, cold = make_engine(), make_engine()
-    engine.prefill([Message("user", "", PICTURES[0].images)])
-    assert {call[0] for call in engine.backend.calls} == {"encode", "decode"}
-    engine.backend.calls.clear()
-    assert answer(engine, PICTURES, max_tokens=5) == answer(cold, PICTURES, max_tokens=5)
-    assert "encode" not in {call[0] for call in engine.backend.calls}
-    assert engine.stats.reused_tokens >= engine.stats.image_tokens
-
-
-def test_picture_seen_before_is_not_encoded_again(make_engine, tmp_path):
-    engine = make_engine()
-    path = tmp_path / "photo.png"
-    picture(1, 2).save(path)
-    answer(engine, [Message("user", "?", (path,))], max_tokens=1)
-    assert engine.stats.tiles == 3
-    engine.reset()
-    for again in (path, str(path), path.read_bytes(), picture(1, 2)):
-        answer(engine, [Message("user", f"other {type(again)}", (again,))], max_tokens=1)
-        assert engine.stats.tiles == 0
-    picture(2, 2).save(path)  # same name, another picture
-    answer(engine, [Message("user", "?", (path,))], max_tokens=1)
-    assert engine.stats.tiles == 3
-
-
-def test_image_cache_is_bounded_and_what_it_dropped_is_encoded_again(make_engine, tmp_path):
-    paths = []
-    for seed in range(3):
-        paths.append(tmp_path / f"{seed}.png")
-        picture(seed, 2).save(paths[-1])
-    messages = [Message("user", "?", tuple(paths))]
-    engine, cold = make_engine(image_cache_bytes=2 * 3 * 4 * 8 * 4), make_engine()  # two pictures of three tiles
-    expected = answer(cold, messages, max_tokens=4)
-    for _ in range(2):
-        assert answer(engine, messages, max_tokens=4) == expected
-        assert engine.stats.tiles == 9
-        engine.reset()
-    assert len(engine._encoder._embeddings) == 2
-
-
-def test_not_causal_prompt_is_one_pass_and_shares_no_rows(make_engine):
-    engine = make_engine(causal=False)
-    tokens = answer(engine, [Message("user", "?", (picture(1, 2),))], max_tokens=3)
-    count = engine.stats.prompt_tokens
-    assert next(call for call in engine.backend.calls if call[0] == "decode") == ("decode", 0, count)
-    answer(engine, [Message("user", "?", (picture(1, 2),))], max_tokens=3)
-    assert engine.stats.reused_tokens == 0 and engine.stats.tiles == 0
-    assert len(tokens) == 3
-
-
-def test_not_causal_prefill_encodes_pictures_only(make_engine):
-    engine = make_engine(causal=False)
-    engine.prefill([Message("user", "", (picture(1, 2),))])
-    assert [call[0] for call in engine.backend.calls] == ["encode"]
 
 
 def test_every_way_to_end_is_named(make_engine):
@@ -212,20 +106,6 @@ def test_full_context_ends_the_answer(make_engine):
     assert engine._decoder.position == 120
 
 
-def test_prompt_that_does_not_fit_is_refused_with_numbers(make_engine):
-    engine = make_engine()
-    with pytest.raises(
-        PromptError, match=r"has 6\d\d tokens, 0 of them for pictures, but the bundle's context holds 512"
-    ):
-        answer(engine, [Message("user", "x" * 600)])
-    with pytest.raises(PromptError, match="fewer or smaller pictures"):
-        answer(engine, [Message("user", "?", (picture(1, 3, 3),) * 20)])
-    assert engine.backend.calls == []
-    engine = make_engine(causal=False)
-    with pytest.raises(PromptError, match=r"single decoder pass.*holds 128"):
-        answer(engine, [Message("user", "x" * 200)])
-
-
 def test_sampling_options_reach_the_sampler(make_engine):
     def settings(manifest):
         manifest["sampling"] = {"temperature": 2.0}
@@ -236,8 +116,12 @@ def test_sampling_options_reach_the_sampler(make_engine):
     greedy = [ids(answer(engine, QUESTION, temperature=0.0, seed=seed, max_tokens=8)) for seed in (1, 2)]
     assert greedy[0] == greedy[1] not in by_default
     assert ids(answer(engine, QUESTION, top_k=1, max_tokens=8)) == greedy[0]
-    repeated = make_engine("aaaa")
-    assert text(answer(repeated, QUESTION, repetition_penalty=1e6, max_tokens=4)) != "aaaa"
+
+
+def test_repetition_penalty_counts_the_prompt_and_the_answer(make_engine):
+    assert text(answer(make_engine("zz"), QUESTION, max_tokens=2)) == "zz"
+    assert text(answer(make_engine("zz"), QUESTION, max_tokens=2, repetition_penalty=1e6))[1:] != "z"
+    assert text(answer(make_engine("F"), QUESTION, max_tokens=1, repetition_penalty=1e6)) != "F"  # as in France
 
 
 def test_token_carries_its_log_probability_under_the_model(make_engine):
@@ -262,40 +146,6 @@ def test_scores_are_teacher_forced(make_engine):
             engine.score_ids(wrong)
     with pytest.raises(PromptError, match="answer to score 600 more"):
         engine.score(QUESTION, [1] * 601)
-
-
-def test_user_text_cannot_smuggle_image_tokens(make_engine):
-    engine = make_engine()
-    for words in ("<image>", "a<image><image>b", "<<image>image>"):
-        answer(engine, [Message("user", words, (picture(1),))], max_tokens=1)
-        assert engine.stats.image_tokens == 4
-        answer(engine, [Message("user", words)], max_tokens=1)
-        assert engine.stats.image_tokens == 0
-
-
-def test_pictures_a_bundle_cannot_take_are_refused(make_engine, tmp_path):
-    with pytest.raises(PromptError, match="reads text only"):
-        answer(make_engine(vision=False), [Message("user", "?", (picture(1),))])
-    with pytest.raises(PromptError, match="no messages"):
-        answer(make_engine(), [])
-    (tmp_path / "notes.txt").write_text("not a picture")
-    engine = make_engine()
-    with pytest.raises(ImageError, match=r"notes\.txt"):
-        answer(engine, [Message("user", "?", (tmp_path / "notes.txt",))])
-    assert len(answer(engine, QUESTION, max_tokens=2)) == 2
-
-
-def test_single_question_bundle_refuses_a_second(make_engine):
-    engine = make_engine(change=lambda manifest: manifest["chat"].update(multi_turn=False))
-    answer(engine, [Message("system", "Be brief."), *QUESTION], max_tokens=1)
-    with pytest.raises(PromptError, match="one question at a time"):
-        answer(engine, [*QUESTION, Message("assistant", "Paris"), Message("user", "And?")])
-
-
-def test_tile_markers_that_the_tokenizer_lacks_are_refused(make_engine):
-    engine = make_engine(change=lambda manifest: manifest["image"].update(image_token="<picture>"))
-    with pytest.raises(PromptError, match="0 image tokens '<picture>' for 4 embeddings"):
-        answer(engine, [Message("user", "?", (picture(1),))])
 
 
 def test_programs_whose_shapes_contradict_the_manifest_are_refused(make_engine):
