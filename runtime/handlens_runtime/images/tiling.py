@@ -73,11 +73,13 @@ def relaxed(width: int, height: int, tile_size: int, grids: Iterable[Grid], alph
     """Relaxed aspect ratio matching: BlueLM-V-3B, section 3.2, Algorithm 1 (appendix 7), with its names.
 
     A grid is taken if it raises the effective resolution Re by more than `alpha`, or if it keeps Re within `alpha` of
-    the best and wastes less. Candidates are tried from the largest to the smallest.
+    the best and wastes less. Candidates are tried from the largest to the smallest. Where a picture is so thin that
+    no canvas shows a pixel of it, which the paper leaves open, the smallest grid is taken.
     """
+    descending = sorted(grids, reverse=True)
+    best = min(descending, key=lambda grid: grid[0] * grid[1])
     re_max, rw_min = 0, math.inf
-    best = (1, 1)
-    for grid in sorted(grids, reverse=True):
+    for grid in descending:
         re, rw = _effective_and_wasted(width, height, tile_size, grid)
         if re - re_max > alpha * re_max or (re_max - re < alpha * re_max and rw < rw_min):
             re_max, rw_min, best = re, rw, grid
@@ -135,13 +137,13 @@ def _idefics3(width: int, height: int, rule: ImageRule) -> Grid:
     """Whole tiles that cover the resized picture; `max_tiles` 1 is transformers' `do_image_splitting=False`."""
     if rule.max_tiles == 1:
         return 1, 1
-    width, height = idefics3_resized(width, height, rule.longest_edge)
-    ratio = width / height
-    if width >= height:
-        columns = math.ceil(width / rule.tile_size)
+    long_width, long_height = idefics3_resized(width, height, rule.longest_edge)
+    ratio = long_width / long_height
+    if long_width >= long_height:
+        columns = math.ceil(long_width / rule.tile_size)
         rows = math.ceil(int(columns * rule.tile_size / ratio) / rule.tile_size)
     else:
-        rows = math.ceil(height / rule.tile_size)
+        rows = math.ceil(long_height / rule.tile_size)
         columns = math.ceil(int(rows * rule.tile_size * ratio) / rule.tile_size)
     columns, rows = max(columns, 1), max(rows, 1)
     if columns * rows > rule.max_tiles:
@@ -156,7 +158,5 @@ def _effective_and_wasted(width: int, height: int, tile_size: int, grid: Grid) -
     """Pixels of the picture that a canvas can show (never more than it has), and the canvas's other pixels."""
     canvas_width, canvas_height = grid[0] * tile_size, grid[1] * tile_size
     scale = min(canvas_width / width, canvas_height / height)
-    # At least 1: in the published formula a 10000x10 picture has no effective pixel on any canvas, so no grid wins.
-    shown = max(int(width * scale), 1) * max(int(height * scale), 1)
-    effective = min(shown, width * height)
+    effective = min(int(width * scale) * int(height * scale), width * height)
     return effective, canvas_width * canvas_height - effective
