@@ -131,7 +131,7 @@ def test_largest_effective_equals_llava_next(name: str) -> None:
     rule = _rule("largest-effective", 96, grids=grids, thumbnail="first")
     processor = LlavaNextImageProcessorPil(
         size={"height": 96, "width": 96},
-        do_center_crop=False,
+        crop_size={"height": 96, "width": 96},
         image_grid_pinpoints=[[rows * 96, columns * 96] for columns, rows in grids],
         image_mean=rule.mean,
         image_std=rule.std,
