@@ -8,6 +8,7 @@ from tokenizers import Tokenizer
 
 from handlens_export.checkpoint.checkpoint import Checkpoint
 from handlens_export.errors import CheckpointError, UnsupportedError
+from handlens_export.network.config import NetworkConfig
 from handlens_runtime.manifest import Resampling
 
 RESAMPLING: dict[int, Resampling] = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -72,13 +73,14 @@ def must_agree(what: str, found: object, expected: object) -> None:
         )
 
 
-def token_of(checkpoint: Checkpoint, token_id: int) -> str:
-    """The text of a token id, which config.json names and tokenizer.json must have."""
-    token: str | None = Tokenizer.from_str(checkpoint.tokenizer_json).id_to_token(token_id)
+def token_of(checkpoint: Checkpoint, token_id: Any, config: NetworkConfig) -> str:
+    """The text of the image token's id, which tokenizer.json and the embedding table must both have."""
+    known = isinstance(token_id, int) and 0 <= token_id < config.decoder.vocab_size
+    token: str | None = Tokenizer.from_str(checkpoint.tokenizer_json).id_to_token(token_id) if known else None
     if token is None:
         raise CheckpointError(
-            f"config.json says that token {token_id} stands for images, but tokenizer.json has no such token; "
-            "save tokenizer and model of one checkpoint together."
+            f"config.json says that token {token_id!r} stands for images, but tokenizer.json and the vocabulary of "
+            f"{config.decoder.vocab_size} have no such token; save tokenizer and model of one checkpoint together."
         )
     return token
 

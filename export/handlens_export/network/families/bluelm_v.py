@@ -23,6 +23,7 @@ from handlens_export.network.families._decoder import Names, decoder_names
 from handlens_export.network.families._fields import Fields, completed
 from handlens_export.network.families._siglip import vision, vision_names
 from handlens_export.network.families.llama import llama_decoder
+from handlens_runtime.images.tiling import grids_up_to
 from handlens_runtime.manifest import ImageRule, TilingRule
 
 __all__ = ["chat", "config", "image_rule", "tensor_names", "transform"]
@@ -107,24 +108,14 @@ def image_rule(checkpoint: Checkpoint, config: NetworkConfig) -> ImageRule:
         tiling=tiling,
         tile_size=tile,
         max_tiles=columns * rows,
-        grids=tuple((column, row) for row in range(1, rows + 1) for column in range(1, columns + 1)),
+        grids=grids_up_to(columns, rows),
         alpha=float(given["alpha"]),
         thumbnail=thumbnail,
         tokens_per_tile=config.tokens_per_tile,
-        image_token=_image_token(checkpoint),
+        image_token=_images.token_of(checkpoint, checkpoint.config.get("image_token_id"), config),
         placeholder="<image>",
         **_images.pixels(given),
     )
-
-
-def _image_token(checkpoint: Checkpoint) -> str:
-    token_id = checkpoint.config.get("image_token_id")
-    if not isinstance(token_id, int):
-        raise CheckpointError(
-            f"config.json of a bluelm_v has image_token_id {token_id!r}; expected the id of the token that stands "
-            "for an image."
-        )
-    return _images.token_of(checkpoint, token_id)
 
 
 def _choice(given: dict[str, Any], name: str, allowed: tuple[str, ...]) -> Any:

@@ -87,7 +87,7 @@ def image_rule(checkpoint: Checkpoint, config: NetworkConfig) -> ImageRule:
         tile_size=tile,
         max_tiles=1,
         tokens_per_tile=config.tokens_per_tile,
-        image_token=_images.token_of(checkpoint, checkpoint.config.get("image_token_index", IMAGE_TOKEN_ID)),
+        image_token=_images.token_of(checkpoint, checkpoint.config.get("image_token_index", IMAGE_TOKEN_ID), config),
         placeholder="<image>",
         **_images.pixels(given),
     )

@@ -112,7 +112,7 @@ def image_rule(checkpoint: Checkpoint, config: NetworkConfig) -> ImageRule:
         thumbnail="last",
         longest_edge=longest,
         tokens_per_tile=config.tokens_per_tile,
-        image_token=_images.token_of(checkpoint, checkpoint.config.get("image_token_id", IMAGE_TOKEN_ID)),
+        image_token=_images.token_of(checkpoint, checkpoint.config.get("image_token_id", IMAGE_TOKEN_ID), config),
         placeholder="<image>",
         tile_before=around + "<row_{row}_col_{col}>",
         row_end="\n",
