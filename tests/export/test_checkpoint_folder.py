@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from handlens_export.checkpoint.read import read
-from handlens_export.errors import CheckpointError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from handlens_export.checkpoint.read import read
+from handlens_export.errors import CheckpointError
 
 SIZES: dict[str, Any] = {
     "vocab_size": 32,

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from handlens_export.checkpoint.gguf_tokenizer import end_ids, tokenizer_config, tokenizer_json
-from handlens_export.errors import CheckpointError
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX as QWEN2
+
+from handlens_export.checkpoint.gguf_tokenizer import end_ids, tokenizer_config, tokenizer_json
+from handlens_export.errors import CheckpointError
 
 LINES = (
     "The quick brown fox jumps over the lazy dog, 12345 times; it's DONE.",
