@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handlens_export.errors import UnsupportedError
-from handlens_export.network.decoder import TokenEmbedding
 from handlens_export.network.layers import RMSNorm
 from handlens_export.network.vision import VisionAttention
 from handlens_export.quantize.weight import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
@@ -58,6 +57,8 @@ def blocks(per_group: Tensor, weight: QuantizedWeight, block: int) -> Tensor:
 def pack(values: Tensor, bits: int) -> Tensor:
     """uint8 (rows, n) below 2**bits to bytes (rows, ceil(n * bits / 8)), the first value in the lowest bits."""
     per_byte = 8 // bits
+    if per_byte == 1:
+        return values.contiguous()
     values = F.pad(values, (0, -values.shape[1] % per_byte)).view(values.shape[0], -1, per_byte)
     packed: Tensor = values[..., 0].clone()
     for i in range(1, per_byte):
@@ -76,8 +77,9 @@ def unsigned(weight: QuantizedWeight) -> Tensor:
     """The grid's integers as uint8: a symmetric grid is shifted by 2**(bits-1), the kernels' zero point by default."""
     if weight.zeros is not None:
         return weight.values.to(torch.uint8)
-    shifted: Tensor = weight.values.to(torch.int16) + 2 ** (weight.bits - 1)
-    return shifted.to(torch.uint8)
+    # In two's complement the shift is a sum of bytes that wraps around: no wider copy of a large matrix is made.
+    shifted: Tensor = weight.values.view(torch.uint8) + 2 ** (weight.bits - 1)
+    return shifted
 
 
 def round_activations(x: Tensor, block: int) -> Tensor:
@@ -236,22 +238,27 @@ class FusedVisionAttention(nn.Module):
         return result
 
 
-def swap_leaves(root: nn.Module) -> None:
+def swap_leaves(parent: nn.Module, path: str = "") -> None:
     """Put this backend's leaves in the place of quantized linears, the embedding table, norms and vision attention.
 
-    One at a time, so that a matrix is never held twice: the unpacked integers go as the packed bytes come.
+    One at a time, and no list of all modules is held meanwhile: unpacked integers go as the packed bytes come.
     """
-    for name, parent in list(root.named_modules()):
-        for child, module in list(parent.named_children()):
-            path = f"{name}.{child}".lstrip(".")
-            leaf: nn.Module | None = None
-            if isinstance(module, QuantizedLinear):
-                leaf = PackedLinear(module, path)
-            elif isinstance(parent, TokenEmbedding) and isinstance(module, QuantizedEmbedding):
-                leaf = PackedEmbedding(module)
-            elif isinstance(module, RMSNorm):
-                leaf = FusedRMSNorm(module)
-            elif isinstance(module, VisionAttention):
-                leaf = FusedVisionAttention(module)
-            if leaf is not None:
-                setattr(parent, child, leaf)
+    for name in [name for name, _ in parent.named_children()]:
+        child = parent.get_submodule(name)
+        swap_leaves(child, f"{path}{name}.")
+        leaf = _leaf(child, path + name)
+        if leaf is not None:
+            setattr(parent, name, leaf)
+
+
+def _leaf(module: nn.Module, path: str) -> nn.Module | None:
+    match module:
+        case QuantizedLinear():
+            return PackedLinear(module, path)
+        case QuantizedEmbedding():
+            return PackedEmbedding(module)
+        case RMSNorm():
+            return FusedRMSNorm(module)
+        case VisionAttention():
+            return FusedVisionAttention(module)
+    return None
