@@ -270,6 +270,7 @@ def test_linear_scaling_is_read(tmp_path: Path) -> None:
         ({"tokenizer.ggml.pre": "unheard-of"}, (), r"pre = unheard-of"),
         ({}, ("blk.0.attn_q_norm.weight",), r"blk\.0\.attn_q_norm\.weight"),
         ({}, ("blk.0.attn_q.bias",), r"bias on q, k and v only"),
+        ({"llama.block_count": 2**31}, (), r"no tensor blk\.2\.attn_norm\.weight"),
         ({"llama.block_count": 3}, (), r"no tensor blk\.2\.attn_norm\.weight"),
     ],
 )

@@ -25,7 +25,7 @@ from handlens_export.checkpoint.gguf_config import hf_config, tensor_names
 from handlens_export.checkpoint.gguf_tokenizer import end_ids, tokenizer_config, tokenizer_json
 from handlens_export.errors import CheckpointError
 
-BROKEN = (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError, MemoryError)
+BROKEN = (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError, RecursionError)
 """What gguf's reader raises on a file that is cut short or not its own."""
 AS_STORED = {
     GGMLQuantizationType.F32: torch.float32,

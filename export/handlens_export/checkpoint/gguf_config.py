@@ -48,6 +48,7 @@ OUTSIDE = {
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
+OUTSIDE_ALWAYS = ("token_embd.weight", "output_norm.weight")
 ATTENTION, MLP = ("attn_q", "attn_k", "attn_v", "attn_output"), ("ffn_gate", "ffn_up", "ffn_down")
 Shapes = dict[str, tuple[int, ...]]
 
@@ -94,17 +95,20 @@ def hf_config(
 
 def tensor_names(path: Path, config: dict[str, Any], shapes: Shapes) -> dict[str, str]:
     """The file's tensor names -> transformers'; all that the config calls for, and nothing is left over."""
-    names = {name: hf_name for name, hf_name in OUTSIDE.items() if name in shapes or name != "output.weight"}
+    names = {name: hf_name for name, hf_name in OUTSIDE.items() if name in shapes}
     qkv = config["attention_bias"] or config["model_type"] == "qwen2"
     biased = {*(ATTENTION[:3] if qkv else ()), *(ATTENTION[3:] if config["attention_bias"] else ())}
     biased |= {*(MLP if config["mlp_bias"] else ())}
     for layer in range(config["num_hidden_layers"]):
-        for part, hf_part in LAYER.items():
-            for kind in ("weight", "bias") if part in biased else ("weight",):
-                names[f"blk.{layer}.{part}.{kind}"] = f"model.layers.{layer}.{hf_part}.{kind}"
-    absent = next((name for name in names if name not in shapes), None)
-    if absent is not None:
-        raise CheckpointError(f"{path} has no tensor {absent}, which its header calls for; convert it again.")
+        block = {
+            f"blk.{layer}.{part}.{kind}": f"model.layers.{layer}.{hf_part}.{kind}"
+            for part, hf_part in LAYER.items()
+            for kind in (("weight", "bias") if part in biased else ("weight",))
+        }
+        absent = next((name for name in (*OUTSIDE_ALWAYS, *block) if name not in shapes), None)
+        if absent is not None:  # at once: a damaged header may claim billions of layers
+            raise CheckpointError(f"{path} has no tensor {absent}, which its header calls for; convert it again.")
+        names |= block
     extra = next((name for name in shapes if name not in names), None)
     if extra is not None:
         raise CheckpointError(
@@ -183,18 +187,17 @@ def _rope_scaling(
 
 def _llama3(path: Path, theta: float, head_dim: int, divisors: NDArray[np.float64]) -> dict[str, Any] | None:
     """The Llama 3.1 scaling whose divisors these are; a GGUF file has the divisors only, so it is found and checked."""
-    factor = round(float(divisors.max()), 4)
+    if divisors.shape != (head_dim // 2,):
+        raise _odd_divisors(path)
     if np.all(divisors == 1):
         return None
+    factor = round(float(divisors.max()), 4)
     wavelength = 2 * np.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
     low, high, original = 1.0, 4.0, 8192  # what every Llama 3.1, 3.2 and 3.3 has
     blend = np.clip((original / wavelength - low) / (high - low), 0, 1)
     expected = 1 / ((1 - blend) / factor + blend)
-    if divisors.shape != expected.shape or not np.allclose(divisors, expected, rtol=1e-4):
-        raise CheckpointError(
-            f"{path} has rope_freqs.weight, rotary frequencies that are not Llama 3's scaling; they are not "
-            "supported, so give the folder that transformers saves."
-        )
+    if not np.allclose(divisors, expected, rtol=1e-4):
+        raise _odd_divisors(path)
     return {
         "rope_type": "llama3",
         "factor": factor,
@@ -202,3 +205,10 @@ def _llama3(path: Path, theta: float, head_dim: int, divisors: NDArray[np.float6
         "high_freq_factor": high,
         "original_max_position_embeddings": original,
     }
+
+
+def _odd_divisors(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} has rope_freqs.weight, rotary frequencies that are not Llama 3's scaling; they are not supported, "
+        "so give the folder that transformers saves."
+    )
