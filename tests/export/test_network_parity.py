@@ -126,7 +126,13 @@ def reference_bluelm_v(folder: Path, ids: Tensor, tiles: Tensor) -> Tensor:
     """BlueLM-V in 20 lines: transformers' SigLIP and Llama, joined by a loop over windows of patches."""
     config: dict[str, Any] = read(folder).config
     weights = load_file(folder / "model.safetensors")
-    part = lambda prefix: {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}  # noqa: E731
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {k[len(prefix) :]: v for k, v in weights.items() if k.startswith(prefix)}
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        return torch.nn.functional.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])
+
     encoder = transformers.SiglipVisionModel(
         transformers.SiglipVisionConfig(**config["vision_config"], vision_use_head=False)
     ).eval()
@@ -143,7 +149,6 @@ def reference_bluelm_v(folder: Path, ids: Tensor, tiles: Tensor) -> Tensor:
     merged = [
         torch.cat([padded[:, y + i, x + j] for i in range(factor) for j in range(factor)], dim=-1) for y, x in windows
     ]
-    linear = lambda name, x: torch.nn.functional.linear(x, weights[f"{name}.weight"], weights[f"{name}.bias"])  # noqa: E731
     hidden = linear("projector.fc1", linear("token_downsampler", torch.stack(merged, dim=1)))
     images = linear("projector.fc2", torch.nn.functional.gelu(hidden)).flatten(0, 1)
     rows = decoder.get_input_embeddings()(ids)
