@@ -20,8 +20,9 @@ from handlens_runtime.manifest import Graph
 THREADS_VARIABLE = "HANDLENS_THREADS"
 _FATAL_ONLY = 4
 """ONNX Runtime's log level: what it would print to stderr is raised as BackendError instead."""
-_ORT_ERRORS: tuple[type[Exception], ...] = tuple(
-    error for error in vars(ort_errors).values() if isinstance(error, type) and issubclass(error, Exception)
+_ORT_ERRORS: tuple[type[Exception], ...] = (
+    RuntimeError,  # what a run with bound memory raises
+    *(e for e in vars(ort_errors).values() if isinstance(e, type) and issubclass(e, Exception)),
 )
 
 
