@@ -194,7 +194,7 @@ def _save_bluelm_v(folder: Path, variant: int) -> dict[str, Any]:
     factor, seen, width = MERGE["bluelm_v"][variant], vision["hidden_size"], text["hidden_size"]
     projector = torch.nn.ModuleDict(
         {
-            "token_downsampler": torch.nn.Linear(factor**2 * seen, seen),
+            "downsampler": torch.nn.Linear(factor**2 * seen, seen),
             "projector": torch.nn.ModuleDict(
                 {"fc1": torch.nn.Linear(seen, width), "fc2": torch.nn.Linear(width, width)}
             ),

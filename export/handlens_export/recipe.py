@@ -28,8 +28,8 @@ class Recipe:
     """Bits of the token embedding table."""
     kv: KVFormat = "int8"
     """Format of the key-value cache."""
-    context: int = 2048
-    """Cache length in tokens; no more than the checkpoint was trained for."""
+    context: int | None = None
+    """Cache length in tokens; None is 2,048, or what the checkpoint was trained for where that is less."""
     chunk: int = 128
     """Prompt tokens per decoder pass."""
     max_portable: float = 0.5
@@ -50,5 +50,5 @@ class Recipe:
             raise UnsupportedError(f"--embedding-bits {self.embedding_bits} is not possible; choose 8 or 32.")
         if self.group not in GROUPS:
             raise UnsupportedError(f"--group {self.group} is not possible; choose one of 32, 64, 128.")
-        if self.chunk < 1 or self.context < 2:
+        if self.chunk < 1 or (self.context is not None and self.context < 2):
             raise UnsupportedError("--chunk must be at least 1 and --context at least 2.")

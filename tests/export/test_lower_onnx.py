@@ -81,7 +81,7 @@ def lowered(folder: Path, network: Network, bits: int = 4, group: int = 32, kv: 
     if bits < 32:
         quantize_all(network, bits, group)
     reference = onnx.reference(copy.deepcopy(network), spec)
-    graphs = onnx.lower(network, spec, folder, lambda stage, done: None)
+    graphs = onnx.lower(network, spec, folder, lambda done: None)
     sizes = Sizes.model_construct(vocab_size=200, context=CONTEXT, max_chunk=MAX_CHUNK)
     manifest = Manifest.model_construct(sizes=sizes, backends={"onnx": graphs})
     return Lowered(OnnxBackend(Bundle(folder, manifest)), reference, graphs, folder)

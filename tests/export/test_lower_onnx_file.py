@@ -29,7 +29,7 @@ vision = VisionConfig(28, 14, 32, 1, 2, 48, 1e-6)
 network = Network(NetworkConfig("test", decoder, vision, ProjectorConfig("linear", 32, 64)))
 for layer in network.decoder.layers:
     layer.mlp.gate_proj = QuantizedLinear(quantize(layer.mlp.gate_proj.weight.detach(), 4, 32), None)
-onnx.lower(network, LoweringSpec(32, 8, "float", None, ()), Path(sys.argv[1]), lambda stage, done: None)
+onnx.lower(network, LoweringSpec(32, 8, "float", None, ()), Path(sys.argv[1]), lambda done: None)
 """
 
 

@@ -149,7 +149,7 @@ def reference_bluelm_v(folder: Path, ids: Tensor, tiles: Tensor) -> Tensor:
     merged = [
         torch.cat([padded[:, y + i, x + j] for i in range(factor) for j in range(factor)], dim=-1) for y, x in windows
     ]
-    hidden = linear("projector.fc1", linear("token_downsampler", torch.stack(merged, dim=1)))
+    hidden = linear("projector.fc1", linear("downsampler", torch.stack(merged, dim=1)))
     images = linear("projector.fc2", torch.nn.functional.gelu(hidden)).flatten(0, 1)
     rows = decoder.get_input_embeddings()(ids)
     rows[ids == config["image_token_id"]] = images

@@ -11,6 +11,7 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from handlens_export.errors import UnsupportedError
 from handlens_export.network.network import Network
 from handlens_runtime.manifest import BackendGraphs, BackendName, KVFormat
 
@@ -32,8 +33,8 @@ class LoweringSpec:
     """Static int8 scales per layer, keys then values, each (kv_heads, head_dim); for backends that need them."""
 
 
-Progress = Callable[[str, float], None]
-"""Called with a stage's name and the share done, 0 to 1."""
+Progress = Callable[[float], None]
+"""Called with the share of the lowering done, 0 to 1."""
 
 
 class Lowering(Protocol):
@@ -56,3 +57,29 @@ class Lowering(Protocol):
 def find(name: BackendName) -> Lowering:
     """The lowering of a backend, by file name."""
     return cast(Lowering, importlib.import_module(f"handlens_export.lower.{name}"))
+
+
+PRODUCTS = ("linear", "addmm", "mm.default", "bmm", "conv", "MatMul", "Gemm", "Conv")
+"""Parts of the names of operators that do a network's arithmetic: one left to a portable kernel is too slow to ship."""
+
+
+def check_delegation(backend: BackendName, graphs: BackendGraphs, most: float) -> None:
+    """Refuse programs whose fast kernels took too little. Raises UnsupportedError naming what was left.
+
+    `most`: share of a program's nodes that portable kernels may keep. ONNX Runtime has a fast kernel for every node,
+    so the share is ExecuTorch's alone; a product left portable is refused whatever the share.
+    """
+    if backend == "onnx":
+        return
+    for graph in (graphs.vision, graphs.decoder):
+        if graph is None:
+            continue
+        left = sum(graph.not_delegated.values())
+        products = [name for name in graph.not_delegated if any(part in name for part in PRODUCTS)]
+        if products or left > most * graph.nodes:
+            worst = sorted(graph.not_delegated.items(), key=lambda item: -item[1])[:5]
+            raise UnsupportedError(
+                f"The {backend} method {graph.method} leaves {left} of {graph.nodes} nodes to portable kernels "
+                f"({', '.join(f'{count} {name}' for name, count in worst)}), more than the {most:.0%} allowed; "
+                "raise --max-portable or choose another --backend."
+            )

@@ -31,7 +31,6 @@ from handlens_runtime.manifest import BackendGraphs, Graph
 from handlens_runtime.manifest import Tensor as Port
 
 FOLDER = "onnx"
-STAGE = "lower onnx"
 
 
 class EmbeddingProgram(nn.Module):
@@ -173,11 +172,11 @@ def lower(network: Network, spec: LoweringSpec, folder: Path, progress: Progress
     graphs: dict[str, Graph] = {}
     files: list[str] = []
     for done, make in enumerate(makers):
-        progress(STAGE, done / len(makers))
+        progress(done / len(makers))
         program = make(network, spec)
         graphs[program.name], written = _write(program, folder)
         files += written
-    progress(STAGE, 1.0)
+    progress(1.0)
     return BackendGraphs(
         vision=graphs.get("vision"), embedding=graphs["embedding"], decoder=graphs["decoder"], files=tuple(files)
     )

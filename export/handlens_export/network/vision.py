@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from handlens_export.network.config import VisionConfig
@@ -23,10 +22,17 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, patches, width) -> the same."""
-        n, patches, _ = x.shape
-        shape = (n, patches, self.heads, self.head_dim)
-        q, k, v = (p(x).view(shape).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        n, patches, width = x.shape
+        # Plain products over (n * heads) rather than scaled_dot_product_attention, whose decomposition guards against
+        # rows that are masked out entirely; there are none here, and XNNPACK takes these whole.
+        q, k, v = (
+            p(x).view(n, patches, self.heads, self.head_dim).transpose(1, 2).reshape(-1, patches, self.head_dim)
+            for p in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        scores = torch.bmm(q * self.head_dim**-0.5, k.transpose(1, 2)).softmax(dim=-1)  # (n * heads, patches, patches)
+        out = (
+            torch.bmm(scores, v).view(n, self.heads, patches, self.head_dim).transpose(1, 2).reshape(n, patches, width)
+        )
         result: Tensor = self.out_proj(out)
         return result
 

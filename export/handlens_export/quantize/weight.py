@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -66,3 +70,16 @@ class QuantizedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(1, t) int64 -> (1, t, width)."""
         return nn.functional.embedding(ids, self.quantized.dequantize())
+
+
+def shallow_copy(network: Module) -> Module:
+    """The same modules anew, so that leaves can be swapped, around the same tensors."""
+    shared: dict[int, object] = {}
+    for module in network.modules():
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            shared[id(tensor)] = tensor
+        if isinstance(module, QuantizedLinear | QuantizedEmbedding):
+            shared[id(module.quantized)] = module.quantized
+            if isinstance(module, QuantizedLinear) and module.bias is not None:
+                shared[id(module.bias)] = module.bias
+    return copy.deepcopy(network, shared)

@@ -78,7 +78,7 @@ def tensor_names(config: NetworkConfig) -> Names:
         **vision_names(config.vision, ("vision_tower.", "vision_tower.vision_model.")),
     }
     for kind in ("weight", "bias"):
-        names[f"projector.downsampler.{kind}"] = (f"token_downsampler.{kind}",)
+        names[f"projector.downsampler.{kind}"] = (f"downsampler.{kind}",)
         for linear in ("fc1", "fc2"):
             names[f"projector.{linear}.{kind}"] = (f"projector.{linear}.{kind}",)
     return names

@@ -1,0 +1,130 @@
+"""What is known of a bundle before any weight is read: the plan, and the manifest that says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import metadata
+
+from tokenizers import Tokenizer
+
+from handlens_export.checkpoint.checkpoint import Checkpoint
+from handlens_export.errors import UnsupportedError
+from handlens_export.network.chat import sampling
+from handlens_export.network.config import NetworkConfig
+from handlens_export.network.families import Family, find
+from handlens_export.quantize.network import Part
+from handlens_export.recipe import Recipe
+from handlens_runtime.manifest import (
+    Chat,
+    ImageRule,
+    Manifest,
+    MemoryEstimate,
+    PartQuantization,
+    Quantization,
+    Sizes,
+)
+
+DEFAULT_CONTEXT = 2048
+TOOLS = ("handlens", "torch", "torchao", "executorch", "onnx", "onnxscript", "onnxruntime", "transformers")
+"""Packages whose versions a manifest records."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checkpoint with everything its headers say."""
+
+    checkpoint: Checkpoint
+    family: Family
+    config: NetworkConfig
+    chat: Chat
+    image: ImageRule | None
+    context: int
+    max_chunk: int
+    bos_id: int | None
+
+
+def plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
+    """Settle family, sizes, prompt and image rule. Raises UnsupportedError, CheckpointError."""
+    family = find(checkpoint.config.get("model_type"))
+    config = family.config(checkpoint.config)
+    chat = family.chat(checkpoint)
+    image = family.image_rule(checkpoint, config) if config.vision else None
+    trained = config.decoder.max_positions
+    if recipe.context is not None and recipe.context > trained:
+        raise UnsupportedError(
+            f"--context {recipe.context} is more than the {trained} positions that {checkpoint.path} was trained for; "
+            f"choose at most {trained}."
+        )
+    context = recipe.context or min(DEFAULT_CONTEXT, trained)
+    if config.tokens_per_tile >= context:
+        raise UnsupportedError(
+            f"One tile of {checkpoint.path} takes {config.tokens_per_tile} tokens, which a --context of {context} does "
+            "not hold beside a question; choose a larger one."
+        )
+    # A prompt that sees all of itself comes in one call; ExecuTorch's own runner feeds a whole tile in one call.
+    max_chunk = max(min(recipe.chunk, context), config.tokens_per_tile) if config.decoder.causal else context
+    bos = chat.bos_token
+    bos_id = Tokenizer.from_str(checkpoint.tokenizer_json).token_to_id(bos) if bos else None
+    return Plan(checkpoint, family, config, chat, image, context, max_chunk, bos_id)
+
+
+def describe(planned: Plan, recipe: Recipe, parts: dict[Part, PartQuantization]) -> Manifest:
+    """The manifest of a bundle to be, without programs and files yet."""
+    config, decoder = planned.config, planned.config.decoder
+    parameters = sum(part.parameters for part in parts.values())
+    if decoder.tied_head and "head" in parts:
+        parameters -= parts["head"].parameters  # one matrix, of which the bundle holds two copies
+    vision = config.vision
+    return Manifest(
+        # Not the checkpoint's folder name: the same checkpoint gives the same bytes wherever it lies.
+        name=f"{config.family}-{_short(parameters)}",
+        family=config.family,
+        sizes=Sizes(
+            vocab_size=decoder.vocab_size,
+            width=decoder.width,
+            layers=decoder.layers,
+            heads=decoder.heads,
+            kv_heads=decoder.kv_heads,
+            head_dim=decoder.head_dim,
+            context=planned.context,
+            chunk=min(recipe.chunk, planned.context),
+            max_chunk=planned.max_chunk,
+            parameters=parameters,
+            vision_features=(vision.grid**2, vision.width) if vision else None,
+        ),
+        image=planned.image,
+        chat=planned.chat,
+        sampling=sampling(planned.checkpoint),
+        causal=decoder.causal,
+        quantization=Quantization(method="rounding", kv=recipe.kv, parts=parts),
+        backends={},
+        memory=_memory(planned, recipe, parts),
+        versions={tool: version for tool in TOOLS if (version := _version(tool)) is not None},
+        files={},
+    )
+
+
+def _version(tool: str) -> str | None:
+    """Of an installed package; None in a checkout that is run without being installed."""
+    try:
+        return metadata.version(tool)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _memory(planned: Plan, recipe: Recipe, parts: dict[Part, PartQuantization]) -> MemoryEstimate:
+    """Bytes while answering: all weights, the cache, and the largest activations of one decoder pass."""
+    decoder = planned.config.decoder
+    row = decoder.head_dim + 5 if recipe.kv == "int8" else 4 * decoder.head_dim  # int8: a scale and a zero point too
+    cache = 2 * decoder.layers * planned.context * decoder.kv_heads * row
+    activations = 4 * (planned.max_chunk * (4 * decoder.width + 3 * decoder.mlp_width) + decoder.vocab_size)
+    weights: dict[str, int] = {part: summary.bytes for part, summary in parts.items()}
+    return MemoryEstimate(weights=weights, kv_cache=cache, peak=sum(weights.values()) + cache + activations)
+
+
+def _short(count: int) -> str:
+    """1234567 -> 1.2M."""
+    for size, letter in ((10**9, "B"), (10**6, "M"), (10**3, "K")):
+        if count >= size:
+            return f"{count / size:.3g}{letter}"
+    return str(count)

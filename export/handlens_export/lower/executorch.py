@@ -1,0 +1,180 @@
+"""From the network to `model.pte`: the methods ExecuTorch's own runners load, delegated to XNNPACK."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import EdgeCompileConfig, ExecutorchBackendConfig, to_edge_transform_and_lower
+from executorch.exir.lowered_backend_module import LoweredBackendModule
+from executorch.exir.passes import MemoryPlanningPass
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from handlens_export.lower.executorch_leaves import swap
+from handlens_export.lower.lowering import LoweringSpec, Progress
+from handlens_export.network.attention import Step
+from handlens_export.network.network import Network
+from handlens_runtime.manifest import BackendGraphs, Graph
+from handlens_runtime.manifest import Tensor as TensorSpec
+
+FILE = "executorch/model.pte"
+
+
+class VisionMethod(nn.Module):
+    """`vision_encoder`: tiles -> rows for the decoder, and the features before the projector (for `check`)."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, 3, s, s) -> (n, tokens, width), (n, patches, vision width)."""
+        return self.network.encode(tiles)
+
+
+class DecoderMethod(nn.Module):
+    """`text_decoder`: rows at a start position -> logits of the last row, (1, vocab_size)."""
+
+    def __init__(self, network: Network, context: int) -> None:
+        super().__init__()
+        self.decoder = network.decoder
+        self.context = context
+
+    def forward(self, rows: Tensor, start: Tensor) -> Tensor:
+        """(1, t, width), (1,) int64 -> (1, vocab_size)."""
+        t, position = rows.shape[1], cast(int, start[0].item())
+        torch._check(position >= 0)  # type: ignore[no-untyped-call]
+        torch._check(position + t <= self.context)  # type: ignore[no-untyped-call]
+        torch._check(position < self.context)  # type: ignore[no-untyped-call]
+        cos, sin = self.decoder.cos.narrow(0, position, t), self.decoder.sin.narrow(0, position, t)
+        hidden = self.decoder(rows, Step(position, cos, sin))
+        logits: Tensor = self.decoder.head(hidden[:, -1])
+        return logits
+
+
+class TextMethod(DecoderMethod):
+    """`forward` of a text-only program: token ids in place of rows."""
+
+    def forward(self, rows: Tensor, start: Tensor) -> Tensor:
+        """(1, t) int64, (1,) int64 -> (1, vocab_size)."""
+        return super().forward(self.decoder.embedding(rows), start)
+
+
+def lower(network: Network, spec: LoweringSpec, folder: Path, progress: Progress) -> BackendGraphs:
+    """Write folder/executorch/model.pte; see `Lowering.lower`."""
+    network = reference(network, spec)
+    programs = _trace(network, spec)
+    progress(0.2)
+    edge = to_edge_transform_and_lower(
+        programs,
+        partitioner={name: [XnnpackPartitioner()] for name in programs},
+        compile_config=EdgeCompileConfig(_check_ir_validity=False),
+        constant_methods=_metadata(network, spec),
+    )
+    progress(0.9)
+    graphs = {name: _graph(name, edge.exported_program(name)) for name in programs}
+    program = edge.to_executorch(
+        ExecutorchBackendConfig(
+            extract_delegate_segments=True,
+            # The runner binds its own input and output buffers: planning them inside would copy twice.
+            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=True),
+        )
+    )
+    path = folder / FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        program.write_to_file(file)
+    progress(1.0)
+    decoder = graphs.get("text_decoder") or graphs["forward"]
+    return BackendGraphs(
+        vision=graphs.get("vision_encoder"), embedding=graphs.get("token_embedding"), decoder=decoder, files=(FILE,)
+    )
+
+
+def reference(network: Network, spec: LoweringSpec) -> Network:
+    """See `Lowering.reference`."""
+    swap(network, network.config.decoder, spec.context, spec.kv == "int8")
+    return network.eval()
+
+
+def _trace(network: Network, spec: LoweringSpec) -> dict[str, ExportedProgram]:
+    """One exported program per method, with a dynamic token count (and tile count)."""
+    tokens = Dim("tokens", min=1, max=spec.max_chunk)
+    start, ids = torch.zeros(1, dtype=torch.int64), torch.zeros((1, 2), dtype=torch.int64)
+    if network.vision is None:
+        text = TextMethod(network, spec.context)
+        return {"forward": _export(text, (ids, start), ({1: tokens}, None))}
+    size, width = network.vision.config.image_size, network.config.decoder.width
+    # One tile per call: XNNPACK plans activations for the largest batch, and on a CPU a batch of tiles gains nothing.
+    return {
+        "vision_encoder": _export(VisionMethod(network), (torch.zeros(1, 3, size, size),), None),
+        "token_embedding": _export(network.decoder.embedding, (ids,), ({1: tokens},)),
+        "text_decoder": _export(
+            DecoderMethod(network, spec.context), (torch.zeros(1, 2, width), start), ({1: tokens}, None)
+        ),
+    }
+
+
+def _export(module: nn.Module, inputs: tuple[Tensor, ...], dynamic: Any) -> ExportedProgram:
+    with torch.no_grad():
+        return torch.export.export(module.eval(), inputs, dynamic_shapes=dynamic, strict=False)
+
+
+def _metadata(network: Network, spec: LoweringSpec) -> dict[str, Any]:
+    """The constant methods that ExecuTorch's runners ask for."""
+    return {
+        "get_bos_id": spec.bos_id if spec.bos_id is not None else -1,
+        "get_eos_ids": list(spec.eos_ids),
+        "get_max_seq_len": spec.max_chunk,
+        "get_max_context_len": spec.context,
+        "get_vocab_size": network.config.decoder.vocab_size,
+        "use_kv_cache": True,
+        "use_sdpa_with_kv_cache": True,
+        "enable_dynamic_shape": True,
+    }
+
+
+def _graph(name: str, program: ExportedProgram) -> Graph:
+    """What went to XNNPACK and what stayed on portable kernels."""
+    delegated, portable = 0, Counter[str]()
+    for node in program.graph.nodes:
+        if node.op == "get_attr":
+            lowered = getattr(program.graph_module, node.target)
+            if isinstance(lowered, LoweredBackendModule):
+                delegated += sum(n.op == "call_function" for n in lowered.original_module.graph.nodes)
+        elif node.op == "call_function" and _is_kernel(node):
+            target = node.args[0] if "auto_functionalized" in str(node.target) else node.target
+            portable[getattr(target, "__name__", str(target))] += 1
+    return Graph(
+        file=FILE,
+        method=name,
+        inputs=_specs(program, "input"),
+        outputs=_specs(program, "output"),
+        nodes=delegated + portable.total(),
+        delegated=delegated,
+        not_delegated=dict(sorted(portable.items())),
+    )
+
+
+def _is_kernel(node: torch.fx.Node) -> bool:
+    """Whether a node is work for a portable kernel: a tensor comes out, and it is no delegate and no bookkeeping."""
+    if "executorch_call_delegate" in str(node.target) or node.target is operator.getitem:
+        return False
+    return isinstance(node.meta.get("val"), (Tensor, tuple, list))
+
+
+def _specs(program: ExportedProgram, side: str) -> tuple[TensorSpec, ...]:
+    """Names, dtypes and shapes of a program's user inputs or outputs."""
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    names = program.graph_signature.user_inputs if side == "input" else program.graph_signature.user_outputs
+    specs = []
+    for name in names:
+        value = values[str(name)]
+        shape = tuple(d if isinstance(d, int) else "tokens" for d in value.shape)
+        specs.append(TensorSpec(name=str(name), dtype=str(value.dtype).removeprefix("torch."), shape=shape))
+    return tuple(specs)

@@ -1,0 +1,116 @@
+"""ExecuTorch behind the seam: the methods of one .pte, whose cache lives inside the program.
+
+The only module of the runtime that imports torch: ExecuTorch's Python binding takes and gives torch tensors.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+# Imported for what they register: the operators that a program calls besides XNNPACK's.
+import executorch.extension.llm.custom_ops.custom_ops
+import executorch.kernels.quantized  # noqa: F401
+import numpy as np
+import torch
+from executorch.runtime import Method, Runtime
+from numpy.typing import NDArray
+
+from handlens_runtime.backends.base import Array, Backend, Rows
+from handlens_runtime.bundle import Bundle
+from handlens_runtime.errors import BackendError
+from handlens_runtime.manifest import Graph
+
+logger = logging.getLogger(__name__)
+
+
+def load(bundle: Bundle) -> Backend:
+    """Load the bundle's .pte and its methods.
+
+    Raises BackendError where the file cannot be loaded, lacks a method, or the bundle has no .pte.
+    """
+    return ExecuTorchBackend(bundle)
+
+
+class ExecuTorchBackend:
+    """A bundle's .pte, loaded (see `backends.base.Backend`)."""
+
+    name = "executorch"
+
+    def __init__(self, bundle: Bundle) -> None:
+        graphs = bundle.manifest.backends.get("executorch")
+        if graphs is None:
+            raise BackendError(
+                f"{bundle.path} has no executorch program; use --backend {next(iter(bundle.manifest.backends))}, or "
+                "export the checkpoint again with --backend executorch."
+            )
+        self._sizes = bundle.manifest.sizes
+        self._kv_format = bundle.manifest.quantization.kv
+        path = bundle.path / graphs.decoder.file
+        with _reported("program", f"{path} cannot be loaded"):
+            # Kept: methods hold no reference to the program they read their weights from.
+            self._program = Runtime.get().load_program(path)
+        self._decoder = self._method(graphs.decoder)
+        self._embedding = self._method(graphs.embedding) if graphs.embedding else None
+        self._vision = self._method(graphs.vision) if graphs.vision else None
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that the cache inside the program holds."""
+        sizes = self._sizes
+        rows = 2 * sizes.layers * sizes.context * sizes.kv_heads
+        # int8 keeps a float32 scale and an int8 zero point beside each head's row.
+        return rows * (sizes.head_dim + 5) if self._kv_format == "int8" else rows * sizes.head_dim * 4
+
+    def encode(self, tiles: Array) -> tuple[Array, Array]:
+        """tiles (n, 3, s, s) -> embeddings (n, tokens, width), features (n, patches, vision width)."""
+        if self._vision is None:
+            raise BackendError("This bundle is text-only and has no vision encoder; ask without an image.")
+        # The program takes one tile per call, as ExecuTorch's own runner gives it.
+        pairs = [self._run(self._vision, "vision encoder", [torch.from_numpy(tile[None])]) for tile in tiles]
+        return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
+
+    def embed(self, ids: NDArray[np.int64]) -> Rows:
+        """ids (t,) -> rows (t, width); the ids themselves where the program embeds inside."""
+        if self._embedding is None:
+            return ids.astype(np.int64)
+        limit = self._sizes.max_chunk
+        parts = [ids[i : i + limit].astype(np.int64) for i in range(0, len(ids), limit)]
+        rows = [self._run(self._embedding, "token embedding", [torch.from_numpy(part[None])])[0][0] for part in parts]
+        return np.concatenate(rows)
+
+    def decode(self, rows: Rows, position: int) -> Array:
+        """rows (t, width) or ids (t,) at positions position..position+t-1 -> logits of the last, (vocab_size,)."""
+        if not 1 <= len(rows) <= self._sizes.max_chunk or not 0 <= position <= self._sizes.context - len(rows):
+            raise BackendError(
+                f"The decoder was given {len(rows)} rows at position {position}, but it takes 1 to "
+                f"{self._sizes.max_chunk} at a time and {self._sizes.context} in all; shorten the conversation."
+            )
+        inputs = [torch.from_numpy(np.ascontiguousarray(rows[None])), torch.tensor([position])]
+        logits: Array = self._run(self._decoder, "text decoder", inputs)[0][0]
+        return logits
+
+    def _method(self, graph: Graph) -> Method:
+        name = str(graph.method)
+        with _reported(name, f"{graph.file} has no method {name} that this executorch can load"):
+            method = self._program.load_method(name)
+        if method is None:
+            raise BackendError(f"{graph.file} lacks the method {name}; export the checkpoint again.")
+        return method
+
+    def _run(self, method: Method, part: str, inputs: Sequence[torch.Tensor]) -> list[Array]:
+        with _reported(part, f"The {part} failed"):
+            # Copied: the program writes its next outputs into the same memory.
+            return [output.numpy().copy() for output in method.execute(inputs)]
+
+
+@contextmanager
+def _reported(part: str, found: str) -> Iterator[None]:
+    """ExecuTorch raises RuntimeError for everything; its reason goes to the log, one sentence to the user."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        logger.debug("executorch: %s", part, exc_info=True)
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise BackendError(f"{found} ({reason}); export or copy the bundle again.") from error
