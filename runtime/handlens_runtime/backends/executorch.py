@@ -8,13 +8,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 # Imported for what they register: the operators that a program calls besides XNNPACK's.
 import executorch.extension.llm.custom_ops.custom_ops
 import executorch.kernels.quantized  # noqa: F401
 import numpy as np
 import torch
-from executorch.runtime import Method, Runtime
+from executorch.runtime import Method, Program, Runtime
 from numpy.typing import NDArray
 
 from handlens_runtime.backends.base import Array, Backend, Rows
@@ -47,13 +48,11 @@ class ExecuTorchBackend:
             )
         self._sizes = bundle.manifest.sizes
         self._kv_format = bundle.manifest.quantization.kv
-        path = bundle.path / graphs.decoder.file
-        with _reported("program", f"{path} cannot be loaded"):
-            # Kept: methods hold no reference to the program they read their weights from.
-            self._program = Runtime.get().load_program(path)
-        self._decoder = self._method(graphs.decoder)
-        self._embedding = self._method(graphs.embedding) if graphs.embedding else None
-        self._vision = self._method(graphs.vision) if graphs.vision else None
+        self._programs: list[Program] = []
+        """Kept: methods hold no reference to the program they read their weights from."""
+        self._decoder = self._method(bundle.path, graphs.decoder)
+        self._embedding = self._method(bundle.path, graphs.embedding) if graphs.embedding else None
+        self._vision = self._method(bundle.path, graphs.vision) if graphs.vision else None
 
     @property
     def kv_bytes(self) -> int:
@@ -91,12 +90,17 @@ class ExecuTorchBackend:
         logits: Array = self._run(self._decoder, "text decoder", inputs)[0][0]
         return logits
 
-    def _method(self, graph: Graph) -> Method:
-        name = str(graph.method)
-        with _reported(name, f"{graph.file} has no method {name} that this executorch can load"):
-            method = self._program.load_method(name)
+    def _method(self, folder: Path, graph: Graph) -> Method:
+        """A method of a program of its own: the binding gives all methods of one program the same planned memory, so
+        that an encoder pass would overwrite the decoder's cache. The file is memory-mapped, not read again.
+        """
+        path, name = folder / graph.file, str(graph.method)
+        with _reported(name, f"{path} has no method {name} that this executorch can load"):
+            program = Runtime.get().load_program(path)
+            method = program.load_method(name)
         if method is None:
-            raise BackendError(f"{graph.file} lacks the method {name}; export the checkpoint again.")
+            raise BackendError(f"{path} lacks the method {name}; export the checkpoint again.")
+        self._programs.append(program)
         return method
 
     def _run(self, method: Method, part: str, inputs: Sequence[torch.Tensor]) -> list[Array]:
