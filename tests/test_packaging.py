@@ -34,7 +34,7 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         return wheel.namelist()
 
 
-def test_wheel_holds_every_module_of_the_three_packages_and_nothing_else(wheel_names: list[str]) -> None:
+def test_wheel_holds_the_three_packages_and_the_photographs_alone(wheel_names: list[str]) -> None:
     # Hatchling obeys .gitignore: a line that matches a source root drops a package without a word.
     expected = {
         str(path.relative_to(ROOT / root))
@@ -42,6 +42,8 @@ def test_wheel_holds_every_module_of_the_three_packages_and_nothing_else(wheel_n
         for path in (ROOT / root / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    photographs = (ROOT / "assets/photographs").iterdir()
+    expected |= {f"handlens_export/photographs/{path.name}" for path in photographs}
     found = {name for name in wheel_names if ".dist-info/" not in name}
     assert found == expected
     assert {f"{package}/py.typed" for package in PACKAGES.values()} <= found

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from handlens._api import check, export, init, load
 
 if TYPE_CHECKING:
+    from handlens_export.check import Report
     from handlens_export.errors import CheckpointError, ExportError, TargetError, UnsupportedError
     from handlens_export.recipe import Recipe
     from handlens_runtime.bundle import Bundle
@@ -54,6 +55,7 @@ _HOME = {
     "Options": "handlens_runtime.options",
     "PromptError": "handlens_runtime.errors",
     "Recipe": "handlens_export.recipe",
+    "Report": "handlens_export.check",
     "Stats": "handlens_runtime.stats",
     "TargetError": "handlens_export.errors",
     "Token": "handlens_runtime.engine",
@@ -77,6 +79,7 @@ __all__ = [
     "Options",
     "PromptError",
     "Recipe",
+    "Report",
     "Stats",
     "TargetError",
     "Token",

@@ -62,8 +62,9 @@ def shown_defaults(verb: str) -> dict[str, object]:
 
 def test_help_shows_the_recipes_defaults() -> None:
     shown, recipe = shown_defaults("export"), Recipe()
+    assert (recipe.context, shown["context"]) == (None, "2048, or less if trained for less")
     assert shown["backend"] == ",".join(recipe.backends)
-    for name in ("bits", "group", "vision_bits", "embedding_bits", "kv", "context", "chunk", "max_portable"):
+    for name in ("bits", "group", "vision_bits", "embedding_bits", "kv", "chunk", "max_portable"):
         assert shown[name] == str(getattr(recipe, name))
 
 

@@ -12,6 +12,7 @@ from handlens.cli.check import check
 from handlens.cli.export import export
 from handlens.cli.init import init
 from handlens.cli.inspect import inspect
+from handlens.cli.quiet import hush_libraries
 from handlens.cli.run import run
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ def _options(
 
 def main() -> None:
     """Run the command line and leave with its exit code."""
+    hush_libraries()
     for stream in (sys.stdout, sys.stderr):
         # An answer may hold any character; a terminal that lacks one shows a question mark, not a traceback.
         if hasattr(stream, "reconfigure"):

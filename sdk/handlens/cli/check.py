@@ -11,8 +11,11 @@ import typer
 from handlens.cli.choices import BackendChoice
 from handlens.cli.outcome import OURS, answered
 from handlens.cli.progress import shown
+from handlens.cli.tables import add_row, plain_table
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from handlens_export.check import Report
 
 
@@ -49,4 +52,41 @@ def check(
 
 
 def _show(report: Report) -> None:
-    raise NotImplementedError
+    """Stages in order, worst prompt each; then what rounding cost; then the verdict."""
+    from rich.console import Console
+
+    console = Console()
+    backends = dict.fromkeys(finding.backend for finding in report.findings)
+    for backend in backends:
+        console.print(f"{backend}: the program beside the checkpoint rounded as {backend} rounds", style="bold")
+        console.print(_stages(report, backend))
+        console.print()
+    console.print("What rounding costs: next token against the float checkpoint, no verdict", style="bold")
+    console.print(_distances(report))
+    console.print()
+    for backend in backends:
+        stage = report.departs(backend)
+        console.print(
+            f"{backend}: answers like the checkpoint." if stage is None else f"{backend}: departs at {stage}."
+        )
+
+
+def _stages(report: Report, backend: BackendChoice) -> Table:
+    from handlens_export.check import STAGES
+
+    table = plain_table("stage", "measure", "worst", "limit", "prompt", "")
+    for stage in STAGES:
+        findings = [found for found in report.findings if found.backend == backend and found.stage == stage]
+        if findings:
+            worst = min(findings, key=lambda found: found.value if found.measure == "cosine" else -found.value)
+            verdict = "ok" if all(found.passed for found in findings) else "DEPARTS"
+            add_row(table, stage, worst.measure, f"{worst.value:.6g}", f"{worst.limit:g}", worst.prompt, verdict)
+    return table
+
+
+def _distances(report: Report) -> Table:
+    table = plain_table("backend", "prompt", "cosine", "KL divergence", "same token")
+    for distance in report.distances:
+        same = "yes" if distance.same_token else "no"
+        add_row(table, distance.backend, distance.prompt, f"{distance.cosine:.4f}", f"{distance.kl:.2g} nats", same)
+    return table

@@ -39,7 +39,8 @@ def export(
     ] = None,
     kv: Annotated[KVChoice | None, typer.Option(help="Format of the key-value cache.", show_default="int8")] = None,
     context: Annotated[
-        int | None, typer.Option(help="Tokens of prompt and answer together.", show_default="2048")
+        int | None,
+        typer.Option(help="Tokens of prompt and answer together.", show_default="2048, or less if trained for less"),
     ] = None,
     chunk: Annotated[int | None, typer.Option(help="Prompt tokens per decoder pass.", show_default="128")] = None,
     max_portable: Annotated[

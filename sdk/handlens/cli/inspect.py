@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handlens.cli.outcome import answered
+from handlens.cli.tables import add_row, plain_table
 from handlens.cli.units import count, size
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from rich.table import Table
 
@@ -44,8 +45,11 @@ def inspect(
     # Redirected to a file, a table is as wide as it needs to be: a path must not be broken at column 80.
     if not console.is_terminal:
         console = Console(width=160)
-    for table in tables(loaded):
+    for title, table in page(loaded):
+        # Not the table's own title, which is broken at the table's width.
+        console.print(title, style="bold", markup=False, highlight=False)
         console.print(table)
+        console.print()
     for warning in loaded.warnings:
         console.print(f"Note: {warning}", markup=False, highlight=False)
 
@@ -65,22 +69,24 @@ def total(manifest: Manifest) -> int:
     return sum(entry.size for entry in manifest.files.values())
 
 
-def tables(bundle: Bundle) -> Iterator[Table]:
-    """The page, table by table."""
+def page(bundle: Bundle) -> Iterator[tuple[str, Table]]:
+    """Titles and tables, from top to bottom."""
     manifest = bundle.manifest
-    yield _overview(manifest)
-    yield _parts(manifest)
-    yield from _exceptions(manifest)
+    yield manifest.name, _pairs(_overview(manifest))
+    yield "Weights", _parts(manifest)
+    exceptions = [(name, line) for name, part in manifest.quantization.parts.items() for line in part.exceptions]
+    if exceptions:
+        yield "Matrices in another format than their part", _pairs(exceptions)
     if manifest.image is not None:
-        yield _pairs("Pictures", _image_rows(manifest.image))
-    yield _graphs(manifest)
-    yield _files(manifest)
-    yield _pairs("Memory on a device (from sizes, not measured)", _memory_rows(manifest))
+        yield "Pictures", _pairs(_image_rows(manifest.image))
+    yield "Programs", _graphs(manifest)
+    yield "Files, sizes and hashes verified", _files(manifest)
+    yield "Memory on a device, from sizes, not measured", _pairs(_memory_rows(manifest))
 
 
-def _overview(manifest: Manifest) -> Table:
+def _overview(manifest: Manifest) -> list[tuple[str, str]]:
     sizes = manifest.sizes
-    rows = [
+    return [
         ("family", manifest.family),
         ("parameters", count(sizes.parameters)),
         ("decoder", f"{sizes.layers} layers, width {sizes.width}, vocabulary {sizes.vocab_size}"),
@@ -91,27 +97,24 @@ def _overview(manifest: Manifest) -> Table:
         ("made with", ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.versions.items()))),
         ("size", size(total(manifest))),
     ]
-    return _pairs(manifest.name, rows)
 
 
 def _parts(manifest: Manifest) -> Table:
-    table = _table("Weights", "part", "bits", "group", "grid", "parameters", "bytes", "exceptions")
+    table = plain_table("part", "bits", "group", "grid", "parameters", "bytes", "exceptions")
     for name, part in manifest.quantization.parts.items():
         grid = "float" if part.bits == 32 else "symmetric" if part.symmetric else "asymmetric"
         group = "-" if part.bits == 32 else "row" if part.group is None else str(part.group)
-        table.add_row(
-            name, str(part.bits), group, grid, count(part.parameters), size(part.bytes), str(len(part.exceptions))
+        add_row(
+            table,
+            name,
+            str(part.bits),
+            group,
+            grid,
+            count(part.parameters),
+            size(part.bytes),
+            str(len(part.exceptions)),
         )
     return table
-
-
-def _exceptions(manifest: Manifest) -> Iterator[Table]:
-    rows = [(name, line) for name, part in manifest.quantization.parts.items() for line in part.exceptions]
-    if rows:
-        table = _table("Matrices in another format than their part", "part", "matrix")
-        for row in rows:
-            table.add_row(*row)
-        yield table
 
 
 def _image_rows(rule: ImageRule) -> list[tuple[str, str]]:
@@ -128,11 +131,11 @@ def _image_rows(rule: ImageRule) -> list[tuple[str, str]]:
 
 
 def _graphs(manifest: Manifest) -> Table:
-    table = _table("Programs", "backend", "role", "file", "delegated", "not delegated")
+    table = plain_table("backend", "role", "file", "delegated", "not delegated")
     for backend, graphs in manifest.backends.items():
         for role, graph in (("vision", graphs.vision), ("embedding", graphs.embedding), ("decoder", graphs.decoder)):
             if graph is not None:
-                table.add_row(backend, role, _where(graph), f"{graph.delegated} of {graph.nodes}", _left_over(graph))
+                add_row(table, backend, role, _where(graph), f"{graph.delegated} of {graph.nodes}", _left_over(graph))
     return table
 
 
@@ -149,9 +152,9 @@ def _left_over(graph: Graph) -> str:
 
 
 def _files(manifest: Manifest) -> Table:
-    table = _table("Files (sizes and hashes verified)", "file", "size", "sha256")
+    table = plain_table("file", "size", "sha256")
     for name, entry in sorted(manifest.files.items()):
-        table.add_row(name, size(entry.size), f"{entry.sha256[:12]}…")
+        add_row(table, name, size(entry.size), f"{entry.sha256[:12]}…")
     return table
 
 
@@ -161,19 +164,9 @@ def _memory_rows(manifest: Manifest) -> list[tuple[str, str]]:
     return [*weights, ("key-value cache", size(memory.kv_cache)), ("peak", size(memory.peak))]
 
 
-def _pairs(title: str, rows: list[tuple[str, str]]) -> Table:
-    table = _table(title, "", "")
+def _pairs(rows: Sequence[tuple[str, str]]) -> Table:
+    table = plain_table("", "")
     table.show_header = False
     for row in rows:
-        table.add_row(*row)
-    return table
-
-
-def _table(title: str, *columns: str) -> Table:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(title), title_justify="left", box=None, pad_edge=False, title_style="bold")
-    for column in columns:
-        table.add_column(column, overflow="fold")
+        add_row(table, *row)
     return table

@@ -19,6 +19,7 @@ from typing import NoReturn, ParamSpec
 
 import typer
 
+from handlens.cli.quiet import debugging
 from handlens_runtime.errors import HandLensError
 
 OURS = 1
@@ -53,7 +54,7 @@ def _leave(error: BaseException) -> NoReturn:
         # Python flushes stdout once more as it ends, and would complain there.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(READER_GONE)
-    if os.environ.get("HANDLENS_DEBUG") == "1":
+    if debugging():
         traceback.print_exception(error)
     sentence = mendable(error)
     if sentence is not None:

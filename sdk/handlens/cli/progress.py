@@ -63,7 +63,7 @@ def _lines() -> Progress:
 
 def _left(elapsed: float, share: float) -> str:
     """The time left, once enough is done to tell."""
-    if share < 0.02 or share >= 1.0:
+    if share < 0.05 or share >= 1.0:
         return ""
     return f" (about {duration(elapsed / share * (1 - share))} left)"
 

@@ -12,6 +12,7 @@ import typer
 from handlens.cli.choices import BackendChoice
 from handlens.cli.interrupt import stops
 from handlens.cli.outcome import STOPPED, answered, complain
+from handlens.cli.quiet import hushed_loading
 from handlens.cli.tiles import write_tiles
 from handlens.cli.units import size
 
@@ -75,7 +76,8 @@ def run(
     pictures = tuple(image or ())
     if show_tiles is not None:
         write_tiles(loaded.manifest, pictures, show_tiles)
-    engine = Engine(loaded, backend=backend)
+    with hushed_loading():
+        engine = Engine(loaded, backend=backend)
     if prompt is None:
         from handlens.cli.chat import Chat
 
