@@ -12,7 +12,6 @@ from handlens_runtime.errors import HandLensError
 
 if TYPE_CHECKING:
     from handlens_export.check import Report
-
     from handlens_export.recipe import Recipe
     from handlens_runtime.engine import Engine
     from handlens_runtime.manifest import BackendName, Manifest
