@@ -1,8 +1,11 @@
 """Static scales of an int8 key-value cache, one per channel, from one pass over real prompts.
 
 A backend whose cache has no scale of its own per token (ONNX Runtime) needs them before it runs. Too small a scale
-clips and is far worse than too large a one: at a third of the right size it cost 34 % of perplexity, while a scale
-`MARGIN` times too large only makes rounding that much coarser, at about 0.4 % of a channel's largest value.
+clips and is far worse than too large a one. SmolLM2-135M's perplexity over 2,048 tokens, by the room left above the
+largest value that the calibration prompts showed (float cache: 63.9):
+
+    0.33    0.5    0.8     1     1.25    1.5     2      3
+    454     136    68.8   64.6   64.0    64.1   64.1   64.2
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ Scales = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Of keys and of values, each (kv_heads, head_dim)."""
 
 LEVELS = 127
-MARGIN = 1.25
-"""Room above the largest value seen: other prompts go further than the ones calibrated on."""
+MARGIN = 1.5
+"""Room above the largest value seen. In half of the channels other text went further than calibration did, in one of
+ten by more than 1.41 times; room costs next to nothing (see above)."""
 FLOOR = 0.01
 """Smallest scale of a channel, as a share of its head's largest: one that slept through calibration may wake."""
 
