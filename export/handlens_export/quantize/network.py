@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from handlens_export.errors import CheckpointError
 from handlens_export.network.config import NetworkConfig
 from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
@@ -38,7 +39,7 @@ def quantize_network(
 ) -> tuple[Network, dict[Part, PartQuantization]]:
     """Read, round and place every weight; returns the network and what each part came to.
 
-    Raises CheckpointError where a weight cannot be read.
+    Raises CheckpointError where a weight cannot be read or is no finite number.
     """
     with torch.device("meta"):
         network = Network(config, context=1)
@@ -61,14 +62,14 @@ def _place(network: Network, path: str, part: Part, parameters: Parameters, reci
         grid = _round(path, parameters, bits, recipe.group, tally)
         bias = None
         if isinstance(module, nn.Linear) and module.bias is not None:
-            bias = parameters.read(f"{path}.bias")
+            bias = _read(parameters, f"{path}.bias")
             tally.parameters, tally.bytes = tally.parameters + bias.numel(), tally.bytes + bias.nbytes
         leaf = QuantizedLinear(grid, bias) if isinstance(module, nn.Linear) else QuantizedEmbedding(grid)
         parent, _, name = path.rpartition(".")
         setattr(network.get_submodule(parent), name, leaf)
         return
     for name, _ in module.named_parameters(recurse=False):
-        weight = parameters.read(f"{path}.{name}")
+        weight = _read(parameters, f"{path}.{name}")
         setattr(module, name, nn.Parameter(weight, requires_grad=False))
         tally.parameters, tally.bytes = tally.parameters + weight.numel(), tally.bytes + weight.nbytes
         if bits < 32 and isinstance(module, nn.Conv2d) and name == "weight":
@@ -76,7 +77,7 @@ def _place(network: Network, path: str, part: Part, parameters: Parameters, reci
 
 
 def _round(path: str, parameters: Parameters, bits: int, group: int, tally: _Tally) -> QuantizedWeight:
-    weight = parameters.read(f"{path}.weight")
+    weight = _read(parameters, f"{path}.weight")
     got, columns = choose_format(weight.shape[1], bits, group)
     grid = quantize(weight, got, columns)
     tally.parameters, tally.bytes = tally.parameters + weight.numel(), tally.bytes + grid.nbytes
@@ -85,6 +86,17 @@ def _round(path: str, parameters: Parameters, bits: int, group: int, tally: _Tal
         name = re.sub(r"\d+", "*", path)
         tally.exceptions[f"{name} {_shape(weight)}: {form}, because {group} does not divide {weight.shape[1]}"] += 1
     return grid
+
+
+def _read(parameters: Parameters, name: str) -> Tensor:
+    """One parameter; rounded, a value that is no number would pass for an ordinary one."""
+    weight = parameters.read(name)
+    if not bool(weight.isfinite().all()):
+        raise CheckpointError(
+            f"{parameters.sources[name]} holds values that are not finite numbers, which cannot be rounded; "
+            "give a checkpoint whose training did not diverge."
+        )
+    return weight
 
 
 def _part(path: str) -> Part:
@@ -115,5 +127,5 @@ def _summary(part: Part, tally: _Tally, recipe: Recipe) -> PartQuantization:
     )
 
 
-def _shape(weight: torch.Tensor) -> str:
+def _shape(weight: Tensor) -> str:
     return "x".join(map(str, weight.shape))
