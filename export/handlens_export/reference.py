@@ -23,6 +23,7 @@ def recipe_of(manifest: Manifest) -> Recipe:
         backends=tuple(manifest.backends),
         bits=decoder.bits,
         group=decoder.group or Recipe.group,
+        head_bits=parts["head"].bits,
         vision_bits=parts["vision"].bits if "vision" in parts else Recipe.vision_bits,
         embedding_bits=parts["embedding"].bits,
         kv=manifest.quantization.kv,

@@ -112,7 +112,9 @@ def _part(path: str) -> Part:
 def _bits(part: Part, recipe: Recipe) -> Bits:
     if part in ("vision", "projector"):
         return cast(Bits, recipe.vision_bits)
-    return cast(Bits, recipe.embedding_bits if part == "embedding" else recipe.bits)
+    if part == "embedding":
+        return cast(Bits, recipe.embedding_bits)
+    return cast(Bits, recipe.head_bits if part == "head" else recipe.bits)
 
 
 def _summary(part: Part, tally: _Tally, recipe: Recipe) -> PartQuantization:

@@ -30,7 +30,8 @@ def choose_format(columns: int, bits: int, group: int) -> tuple[int, int]:
 def quantize(weight: Tensor, bits: int, group: int) -> QuantizedWeight:
     """Round a matrix (rows, columns) of floats to `bits` in groups of `group` columns, which must divide the row.
 
-    Four bits are symmetric, -8..7, scale = max|w| / 7.5, kept to bfloat16's precision because XNNPACK stores it so
+    Four bits are symmetric, -8..7, scale = max|w| / 8 (the largest positive weight is clipped by an eighth, which costs
+    less than the coarser steps of max|w| / 7: LOG.md), kept to bfloat16's precision because XNNPACK stores it so
     (the integers are chosen for the scale as stored). Eight bits are symmetric, -127..127. Two bits are asymmetric,
     0..3 with a zero point: four symmetric levels would waste one.
     """
@@ -38,7 +39,7 @@ def quantize(weight: Tensor, bits: int, group: int) -> QuantizedWeight:
     groups = weight.float().reshape(rows, columns // group, group)
     if bits == 2:
         return _asymmetric(groups, bits, columns, group)
-    limit = 127.0 if bits == 8 else 2 ** (bits - 1) - 0.5
+    limit = 127 if bits == 8 else 2 ** (bits - 1)
     scales = (groups.abs().amax(dim=-1) / limit).clamp_min(torch.finfo(torch.float32).tiny ** 0.5)
     if bits < 8:
         scales = scales.to(torch.bfloat16).float()

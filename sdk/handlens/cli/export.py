@@ -29,8 +29,9 @@ def export(
     backend: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Programs to make.", show_default="executorch,onnx")
     ] = None,
-    bits: Annotated[int | None, typer.Option(help="Bits of the decoder's linears and head.", show_default="4")] = None,
+    bits: Annotated[int | None, typer.Option(help="Bits of the decoder's linears.", show_default="4")] = None,
     group: Annotated[int | None, typer.Option(help="Weights that share a scale.", show_default="32")] = None,
+    head_bits: Annotated[int | None, typer.Option(help="Bits of the output head.", show_default="8")] = None,
     vision_bits: Annotated[
         int | None, typer.Option(help="Bits of vision encoder and projector.", show_default="8")
     ] = None,
@@ -64,6 +65,7 @@ def export(
         backends=default.backends if backend is None else backends(backend),
         bits=default.bits if bits is None else bits,
         group=default.group if group is None else group,
+        head_bits=default.head_bits if head_bits is None else head_bits,
         vision_bits=default.vision_bits if vision_bits is None else vision_bits,
         embedding_bits=default.embedding_bits if embedding_bits is None else embedding_bits,
         kv=kv or default.kv,
