@@ -23,7 +23,7 @@ class Recipe:
     group: int = 32
     """Weights that share a scale, where bits is below 8."""
     head_bits: int = 8
-    """Bits of the output head: at four, it alone costs three quarters of what all other linears do (quantize/LOG.md)."""
+    """Bits of the output head: at four, it alone costs three quarters of what all linears do (quantize/LOG.md)."""
     vision_bits: int = 8
     """Bits of the vision encoder's and the projector's linears, a scale per output row."""
     embedding_bits: int = 8

@@ -23,6 +23,7 @@ class Finding:
     value: float
     """The worst row's cosine, or the largest difference."""
     limit: float
+    """0.999, or lower where the reference itself is noisier than that (`comparison.NOISE_FACTOR`)."""
     passed: bool
 
 
