@@ -26,7 +26,7 @@ from handlens_runtime.bundle import Bundle
 from handlens_runtime.manifest import BackendGraphs, Graph, Manifest, Quantization, Sizes
 
 CONTEXT, MAX_CHUNK, VOCAB = 64, 16, 200
-VISION = VisionConfig(image_size=42, patch_size=14, width=32, layers=2, heads=4, mlp_width=48, norm_eps=1e-6)
+VISION = VisionConfig(image_size=42, patch_size=14, width=32, layers=1, heads=4, mlp_width=48, norm_eps=1e-6)
 BASE = {
     "vocab_size": VOCAB,
     "width": 128,
@@ -275,7 +275,9 @@ def test_every_product_is_delegated(pair):
 
 @pytest.mark.xdist_group("executorch-text")
 def test_too_few_delegated_nodes_are_refused_in_one_sentence(text):
-    with pytest.raises(UnsupportedError, match=r"method forward leaves \d+ of \d+ nodes.*more than the 1% allowed") as e:
+    with pytest.raises(
+        UnsupportedError, match=r"method forward leaves \d+ of \d+ nodes.*more than the 1% allowed"
+    ) as e:
         check_delegation("executorch", text.graphs, 0.01)
     assert "\n" not in str(e.value) and str(e.value).count("; ") == 1
 

@@ -9,6 +9,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Imported for what they register: the operators that a program calls besides XNNPACK's.
 import executorch.extension.llm.custom_ops.custom_ops
@@ -67,7 +68,7 @@ class ExecuTorchBackend:
         if self._vision is None:
             raise BackendError("This bundle is text-only and has no vision encoder; ask without an image.")
         # The program takes one tile per call, as ExecuTorch's own runner gives it.
-        pairs = [self._run(self._vision, "vision encoder", [torch.from_numpy(tile[None])]) for tile in tiles]
+        pairs = [self._run(self._vision, "vision encoder", [_tensor(tile[None])]) for tile in tiles]
         return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
 
     def embed(self, ids: NDArray[np.int64]) -> Rows:
@@ -76,7 +77,7 @@ class ExecuTorchBackend:
             return ids.astype(np.int64)
         limit = self._sizes.max_chunk
         parts = [ids[i : i + limit].astype(np.int64) for i in range(0, len(ids), limit)]
-        rows = [self._run(self._embedding, "token embedding", [torch.from_numpy(part[None])])[0][0] for part in parts]
+        rows = [self._run(self._embedding, "token embedding", [_tensor(part[None])])[0][0] for part in parts]
         return np.concatenate(rows)
 
     def decode(self, rows: Rows, position: int) -> Array:
@@ -86,7 +87,7 @@ class ExecuTorchBackend:
                 f"The decoder was given {len(rows)} rows at position {position}, but it takes 1 to "
                 f"{self._sizes.max_chunk} at a time and {self._sizes.context} in all; shorten the conversation."
             )
-        inputs = [torch.from_numpy(np.ascontiguousarray(rows[None])), torch.tensor([position])]
+        inputs = [_tensor(rows[None]), torch.tensor([position])]
         logits: Array = self._run(self._decoder, "text decoder", inputs)[0][0]
         return logits
 
@@ -97,9 +98,9 @@ class ExecuTorchBackend:
         path, name = folder / graph.file, str(graph.method)
         with _reported(name, f"{path} has no method {name} that this executorch can load"):
             program = Runtime.get().load_program(path)
+            if name not in program.method_names:
+                raise BackendError(f"{path} lacks the method {name}; export the checkpoint again.")
             method = program.load_method(name)
-        if method is None:
-            raise BackendError(f"{path} lacks the method {name}; export the checkpoint again.")
         self._programs.append(program)
         return method
 
@@ -107,6 +108,11 @@ class ExecuTorchBackend:
         with _reported(part, f"The {part} failed"):
             # Copied: the program writes its next outputs into the same memory.
             return [output.numpy().copy() for output in method.execute(inputs)]
+
+
+def _tensor(array: NDArray[Any]) -> torch.Tensor:
+    """Sharing memory where torch can: it takes no array that is strided, and warns of one that is read-only."""
+    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
 
 
 @contextmanager
