@@ -50,7 +50,7 @@ def test_every_matrix_is_rounded_in_its_parts_format(folders):
         assert not isinstance(module, nn.Linear | nn.Embedding), f"{path} was left in float"
         if isinstance(module, QuantizedLinear | QuantizedEmbedding):
             weight = parameters.read(f"{path}.weight")
-            bits = 4 if path.startswith("decoder") and not path.startswith("decoder.embedding") else 8
+            bits = 4 if path.startswith("decoder.layers") else 8
             expected = quantize(weight, *choose_format(weight.shape[1], bits, 64))
             assert torch.equal(module.quantized.values, expected.values), path
             assert torch.equal(module.quantized.scales, expected.scales), path
@@ -66,7 +66,7 @@ def test_what_is_no_matrix_stays_as_it_was(folders):
 
 
 def test_thirty_two_bits_leave_the_whole_network_in_float(folders):
-    recipe = Recipe(bits=32, vision_bits=32, embedding_bits=32)
+    recipe = Recipe(bits=32, head_bits=32, vision_bits=32, embedding_bits=32)
     network, parts, parameters = quantized(folders("bluelm_v"), recipe)
     assert {name for name, _ in network.named_parameters()} == set(parameters.shapes)
     assert all((part.bits, part.group, part.exceptions) == (32, None, ()) for part in parts.values())
@@ -115,7 +115,7 @@ def test_two_bits_are_said_to_be_asymmetric(folders):
 
 
 def test_a_tied_head_is_its_own_copy_and_counted(folders):
-    network, parts, _ = quantized(folders("gemma"), Recipe())
+    network, parts, _ = quantized(folders("gemma"), Recipe(head_bits=4))
     head, table = network.decoder.head.quantized, network.decoder.embedding.table.quantized
     assert (head.bits, table.bits) == (4, 8)
     assert parts["head"].parameters == parts["embedding"].parameters > 0
