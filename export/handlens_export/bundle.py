@@ -10,6 +10,7 @@ from pathlib import Path
 
 from handlens_export.errors import TargetError
 from handlens_runtime.bundle import MANIFEST, SEAL, seal
+from handlens_runtime.golden import GOLDEN, Golden
 from handlens_runtime.manifest import FileEntry, Manifest
 
 
@@ -63,6 +64,13 @@ def file_entries(folder: Path) -> dict[str, FileEntry]:
     """Size and hash of every file under `folder`, by its path inside."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): _entry(path) for path in files}
+
+
+def write_golden(folder: Path, manifest: Manifest, golden: Golden) -> Manifest:
+    """`golden.json`; returns the manifest with it among the files, the others' hashes as they are."""
+    (folder / GOLDEN).write_bytes((golden.model_dump_json(indent=1) + "\n").encode())
+    files = {**manifest.files, GOLDEN: _entry(folder / GOLDEN)}
+    return manifest.model_copy(update={"files": dict(sorted(files.items()))})
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoint to bundle, in reading order: read, quantize, calibrate, lower, bundle."""
+"""Checkpoint to bundle, in reading order: read, quantize, calibrate, lower, record, bundle."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from handlens_export.bundle import check_target, file_entries, staged, write_manifest
+from handlens_export.bundle import check_target, file_entries, staged, write_golden, write_manifest
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import Plan, describe, plan
 from handlens_export.lower.lowering import LoweringSpec, check_delegation, find
@@ -16,14 +16,15 @@ from handlens_export.quantize.kv_scales import Scales, calibrate
 from handlens_export.quantize.network import quantize_network
 from handlens_export.quantize.weight import shallow_copy
 from handlens_export.recipe import Recipe
-from handlens_runtime.bundle import TOKENIZER
+from handlens_runtime.bundle import TOKENIZER, Bundle
+from handlens_runtime.golden import record
 from handlens_runtime.manifest import BackendGraphs, BackendName, Manifest
 from handlens_runtime.tokenizer import Tokenizer
 
 Progress = Callable[[str, float], None]
 """Called with a stage's name ("read", "quantize", "lower executorch", …) and the share of the whole done, 0 to 1."""
 
-SHARES = {"read": 0.02, "quantize": 0.13, "calibrate": 0.05, "lower": 0.77, "bundle": 0.03}
+SHARES = {"read": 0.02, "quantize": 0.13, "calibrate": 0.05, "lower": 0.72, "record": 0.05, "bundle": 0.03}
 """Of the time of an export, as measured on SmolLM2-135M for both backends."""
 
 
@@ -72,6 +73,10 @@ def export(
         stage.done("lower")
 
         manifest = manifest.model_copy(update={"backends": graphs, "files": file_entries(folder)})
+        golden = record(Bundle(folder, manifest), progress=stage.within("record"))
+        manifest = write_golden(folder, manifest, golden)
+        stage.done("record")
+
         write_manifest(folder, manifest)
         stage.done("bundle")
     return manifest

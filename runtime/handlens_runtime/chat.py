@@ -8,7 +8,7 @@ is the one that transformers' `apply_chat_template` gives them.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -39,12 +39,20 @@ class Message:
     """Pictures, shown to the model before the text."""
 
 
-def render(chat: Chat, messages: Sequence[Message], *, parts: bool, answer: bool) -> str:
+def render(
+    chat: Chat,
+    messages: Sequence[Message],
+    *,
+    parts: bool,
+    answer: bool,
+    now: Callable[[], datetime] = datetime.now,
+) -> str:
     """Prompt text of a conversation.
 
     `parts`: each content is a list, `{"type": "image"}` for each picture and then `{"type": "text", "text": …}`, as
     vision-language templates expect; otherwise it is a plain string. `answer` adds the beginning of the assistant's
-    turn. Raises PromptError with the template's own words where it refuses the conversation.
+    turn. `now` is the clock of templates that write the date. Raises PromptError with the template's own words where it
+    refuses the conversation.
     """
     names = {"bos_token": chat.bos_token, "eos_token": chat.eos_token}
     try:
@@ -53,6 +61,7 @@ def render(chat: Chat, messages: Sequence[Message], *, parts: bool, answer: bool
             add_generation_prompt=answer,
             tools=None,
             documents=None,
+            strftime_now=lambda pattern: now().strftime(pattern),
             **{name: token for name, token in names.items() if token is not None},
         )
     except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, ArithmeticError) as error:
@@ -84,10 +93,6 @@ def _raise_exception(message: str) -> NoReturn:
     raise TemplateError(message)
 
 
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
-
-
 def _tojson(
     value: Any,
     ensure_ascii: bool = False,
@@ -105,5 +110,4 @@ def _compile(source: str) -> Template:
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
     return environment.from_string(source)

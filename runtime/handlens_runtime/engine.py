@@ -8,9 +8,10 @@ Between any two steps in brackets, and between two batches of tiles, `stop()` is
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from threading import Lock
 from time import perf_counter
@@ -58,11 +59,13 @@ class Engine:
         *,
         verify: bool = True,
         image_cache_bytes: int = IMAGE_CACHE_BYTES,
+        now: Callable[[], datetime] = datetime.now,
     ) -> None:
         """Open a bundle, given loaded or by its folder.
 
         `backend`: a name, an instance, or None for the bundle's fastest installed one. `verify` checks the hashes of
-        a bundle given by its folder. Raises BundleError, BackendError.
+        a bundle given by its folder. `now` is the clock of chat templates that write the date. Raises BundleError,
+        BackendError.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, verify)
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER))
@@ -71,6 +74,7 @@ class Engine:
         """Numbers of the latest run, live while it runs."""
         manifest = self.bundle.manifest
         self._manifest = manifest
+        self._now = now
         self._decoder = CachedDecoder(self.backend, manifest.sizes.vocab_size)
         self._encoder = (
             ImageEncoder(self.backend, manifest.image, manifest.sizes.width, image_cache_bytes)
@@ -104,6 +108,16 @@ class Engine:
             raise BusyError(_BUSY)
         self._signal = signal = StopSignal()
         return self._generate(list(messages), options or Options(), signal)
+
+    def next_logits(self, messages: Sequence[Message]) -> Array:
+        """Logits (vocab_size,) of an answer's first token, as the decoder gives them, before any sampling option.
+
+        Empty where `stop()` was called. Raises PromptError, ImageError, BackendError, BusyError.
+        """
+        logits: Array = np.empty(0, np.float32)
+        with self._run() as signal:
+            logits = self._fill(messages, signal, answer=True)[1]
+        return logits
 
     def score(self, messages: Sequence[Message], answer: str | Sequence[int]) -> NDArray[np.float64]:
         """Log-probability of each token of a given answer to a conversation, fed one token at a time.
@@ -190,7 +204,7 @@ class Engine:
     ) -> tuple[Prompt, Array]:
         """Prefill; returns the prompt and the logits of its last row. `given` tokens of an answer must fit too."""
         pictures = self._look(messages)
-        prompt = build(self._manifest, self.tokenizer, messages, pictures, answer=answer)
+        prompt = build(self._manifest, self.tokenizer, messages, pictures, answer=answer, now=self._now)
         stats, count = self.stats, len(prompt.keys)
         stats.prompt_tokens, stats.image_tokens = count, prompt.image_tokens
         check_fits(self._manifest, count, prompt.image_tokens, given)

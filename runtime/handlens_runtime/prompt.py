@@ -5,8 +5,9 @@ messages ─chat template─▶ text with a placeholder a picture ─expand─�
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 from handlens_runtime.chat import Message, render
 from handlens_runtime.errors import PromptError
@@ -58,16 +59,17 @@ def build(
     pictures: Sequence[Picture],
     *,
     answer: bool = True,
+    now: Callable[[], datetime] = datetime.now,
 ) -> Prompt:
     """The prompt of a conversation; `pictures` are those of all messages, in order.
 
-    `answer` adds the beginning of the assistant's turn. Raises PromptError where the template refuses the messages,
-    or loses a picture.
+    `answer` adds the beginning of the assistant's turn; `now` is the clock of templates that write the date. Raises
+    PromptError where the template refuses the messages, or loses a picture.
     """
     rule = manifest.image
     if rule is not None:
         messages = [replace(message, text=_neutralise(message.text, rule)) for message in messages]
-    text = render(manifest.chat, messages, parts=rule is not None, answer=answer)
+    text = render(manifest.chat, messages, parts=rule is not None, answer=answer, now=now)
     if rule is not None:
         text = _expand(text, rule, pictures)
     ids = tokenizer.encode(text, manifest.chat.add_special_tokens)

@@ -7,7 +7,7 @@
         print(token.text, end="", flush=True)
 
 Importing this module costs a few milliseconds: what a name stands for is imported when the name is first used, and
-torch only by `export`, `init`, `check` and the ExecuTorch backend.
+torch only by `export`, `init`, `check` against a checkpoint and the ExecuTorch backend.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         OptionError,
         PromptError,
     )
+    from handlens_runtime.golden import Replay
     from handlens_runtime.manifest import Manifest
     from handlens_runtime.options import Options
     from handlens_runtime.stats import Stats
@@ -55,6 +56,7 @@ _HOME = {
     "Options": "handlens_runtime.options",
     "PromptError": "handlens_runtime.errors",
     "Recipe": "handlens_export.recipe",
+    "Replay": "handlens_runtime.golden",
     "Report": "handlens_export.check",
     "Stats": "handlens_runtime.stats",
     "TargetError": "handlens_export.errors",
@@ -79,6 +81,7 @@ __all__ = [
     "Options",
     "PromptError",
     "Recipe",
+    "Replay",
     "Report",
     "Stats",
     "TargetError",

@@ -6,14 +6,15 @@ import importlib.util
 from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
-from handlens_runtime.errors import HandLensError
+from handlens_runtime.errors import HandLensError, OptionError
 
 if TYPE_CHECKING:
     from handlens_export.check import Report
     from handlens_export.recipe import Recipe
     from handlens_runtime.engine import Engine
+    from handlens_runtime.golden import Replay
     from handlens_runtime.manifest import BackendName, Manifest
 
 StrPath = str | PathLike[str]
@@ -88,6 +89,13 @@ def init(
     presets.init(preset, Path(checkpoint), seed=seed, progress=progress, force=force)
 
 
+@overload
+def check(
+    bundle: StrPath, against: None = None, *, backend: BackendName | None = None, progress: Progress | None = None
+) -> Replay: ...
+
+
+@overload
 def check(
     bundle: StrPath,
     against: StrPath,
@@ -95,12 +103,31 @@ def check(
     images: Sequence[StrPath] = (),
     backend: BackendName | None = None,
     progress: Progress | None = None,
-) -> Report:
-    """Compare a bundle with the checkpoint it was made from, stage by stage. Needs the extra `export`.
+) -> Report: ...
 
-    `images` are photographs to do it with; the exporter's own few where left out.
+
+def check(
+    bundle: StrPath,
+    against: StrPath | None = None,
+    *,
+    images: Sequence[StrPath] = (),
+    backend: BackendName | None = None,
+    progress: Progress | None = None,
+) -> Report | Replay:
+    """Does a bundle answer as it should? By itself, or stage by stage beside the checkpoint it was made from.
+
+    Without `against`: what its golden.json asks, on every installed backend, beside the answers recorded at export.
+    With it: a comparison on `images`, the exporter's own few where left out; this needs the extra `export`.
+    Raises BundleError, BackendError; with `against` also CheckpointError, ImageError.
     """
-    require_workstation("check")
+    if against is None:
+        if images:
+            raise OptionError("images are compared with the checkpoint; give it as `against` too, or leave them out.")
+        from handlens_runtime.bundle import Bundle
+        from handlens_runtime.golden import replay
+
+        return replay(Bundle.load(Path(bundle)), backend, progress)
+    require_workstation("check against a checkpoint")
     from handlens_export import check as checks
 
     return checks.check(

@@ -6,9 +6,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from handlens import _api
 from handlens.cli import app
 from handlens_export import check as checks
 from handlens_export.check import Distance, Finding, Report
+from handlens_runtime import golden
+from handlens_runtime.bundle import Bundle
+from handlens_runtime.errors import OptionError
+from handlens_runtime.golden import Replay, Result
 
 DISTANCE = Distance("onnx", "coffee.jpg", cosine=0.97, kl=0.03, same_token=False)
 GOOD = Finding("onnx", "prefill", "coffee.jpg", "cosine", 0.9999, 0.999, True)
@@ -53,3 +58,70 @@ def test_json_is_the_report_and_keeps_the_exit_code(runner: CliRunner, calls: li
     result = runner.invoke(app, ["check", "bad", "--against", "ckpt", "--json"])
     assert result.exit_code == 1
     assert json.loads(result.stdout)["departs"] == {"onnx": "prefill"}
+
+
+@pytest.fixture
+def replayed(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
+    """The backends that the command line asks to replay; executorch is the one that departs."""
+    asked: list[str | None] = []
+    results = (
+        Result("onnx", "Who [bold]?", None, difference=0.01, limit=0.1, same_tokens=16, tokens=16, passed=True),
+        Result("executorch", "What?", "pattern", difference=0.7, limit=0.25, same_tokens=0, tokens=16, passed=False),
+    )
+
+    def replay(bundle: Bundle, backend: str | None, progress: object) -> Replay:
+        asked.append(backend)
+        if backend is None:
+            return Replay(results, left_out=("A picture: does not fit.",))
+        return Replay(results[:1], not_installed=("executorch",))
+
+    monkeypatch.setattr(golden, "replay", replay)
+    return asked
+
+
+def test_without_a_checkpoint_the_recorded_answers_are_replayed(
+    runner: CliRunner, bundle: Path, replayed: list[str | None]
+) -> None:
+    result = runner.invoke(app, ["check", str(bundle), "--backend", "onnx"])
+    assert (result.exit_code, replayed) == (0, ["onnx"]), result.stderr
+    (row,) = [line for line in result.stdout.splitlines() if "Who" in line]
+    assert row.split() == ["onnx", "Who", "[bold]?", "0.0100", "nats", "0.1", "16", "of", "16", "ok"]
+    assert "executorch: not installed here, not asked." in result.stdout
+    assert result.stdout.rstrip().endswith("onnx: answers as where the bundle was made.")
+
+
+def test_an_answer_that_departs_leaves_with_1(runner: CliRunner, bundle: Path, replayed: list[str | None]) -> None:
+    result = runner.invoke(app, ["check", str(bundle)])
+    assert result.exit_code == 1
+    (row,) = [line for line in result.stdout.splitlines() if "pattern" in line]
+    assert row.endswith("DEPARTS")
+    assert "left out at export: A picture: does not fit." in result.stdout
+    assert result.stdout.rstrip().endswith("executorch: answers otherwise than where the bundle was made.")
+    as_json = runner.invoke(app, ["check", str(bundle), "--json"])
+    assert as_json.exit_code == 1
+    found = json.loads(as_json.stdout)
+    assert [one["passed"] for one in (found, *found["results"])] == [False, True, False]
+
+
+def test_a_replay_needs_no_workstation(
+    runner: CliRunner, bundle: Path, replayed: list[str | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_api, "WORKSTATION", ("a_package_that_nobody_has",))
+    assert runner.invoke(app, ["check", str(bundle), "--backend", "onnx"]).exit_code == 0
+    refused = runner.invoke(app, ["check", str(bundle), "--against", "ckpt"])
+    assert refused.exit_code == 2
+    assert "a_package_that_nobody_has" in refused.stderr
+
+
+def test_photographs_are_for_the_checkpoint(runner: CliRunner, bundle: Path) -> None:
+    result = runner.invoke(app, ["check", str(bundle), "--image", "a.jpg"])
+    assert result.exit_code == 2
+    assert "--against" in result.stderr
+    with pytest.raises(OptionError, match="against"):
+        _api.check(bundle, images=["a.jpg"])  # type: ignore[call-overload]
+
+
+def test_a_bundle_without_recorded_answers_says_what_to_do(runner: CliRunner, bundle: Path) -> None:
+    result = runner.invoke(app, ["check", str(bundle)])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "golden.json" in result.stderr and "--against" in result.stderr

@@ -10,6 +10,9 @@ from typing import Protocol, cast
 from handlens_runtime.backends.base import Backend
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.errors import BackendError
+from handlens_runtime.manifest import BackendName
+
+_PACKAGES: dict[BackendName, str] = {"executorch": "executorch", "onnx": "onnxruntime"}
 
 
 class _Module(Protocol):
@@ -38,8 +41,13 @@ def load(bundle: Bundle, name: str | None = None) -> Backend:
     return module.load(bundle)
 
 
+def installed(bundle: Bundle) -> tuple[BackendName, ...]:
+    """Those of the bundle's backends whose package is installed, in the bundle's order; imports none."""
+    return tuple(name for name in bundle.manifest.backends if _installed(_PACKAGES[name]))
+
+
 def _choose(bundle: Bundle) -> str:
-    if "executorch" in bundle.manifest.backends and _installed("executorch"):
+    if "executorch" in bundle.manifest.backends and _installed(_PACKAGES["executorch"]):
         return "executorch"
     if "onnx" in bundle.manifest.backends:
         return "onnx"

@@ -1,10 +1,11 @@
-"""`handlens check`: does a bundle answer like its checkpoint, and if not, from which stage on."""
+"""`handlens check`: does a bundle answer as it did where it was made, or like its checkpoint, and if not, where not."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -17,38 +18,87 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from handlens_export.check import Report
+    from handlens_runtime.golden import Replay, Result
+
+
+Found = TypeVar("Found", "Report", "Replay")
 
 
 @answered
 def check(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle.", show_default=False)],
     against: Annotated[
-        Path, typer.Option(metavar="CKPT", help="The checkpoint that the bundle was made from.", show_default=False)
-    ],
+        Path | None,
+        typer.Option(metavar="CKPT", help="The checkpoint that the bundle was made from.", show_default=False),
+    ] = None,
     image: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FILE", help="A photograph to check with; repeatable.", show_default=False),
+        typer.Option(
+            metavar="FILE", help="With --against: a photograph to check with; repeatable.", show_default=False
+        ),
     ] = None,
     backend: Annotated[
         BackendChoice | None, typer.Option(help="Check this backend only.", show_default="all in the bundle")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
-    """Compare a bundle with its checkpoint.
+    """Replay a bundle's recorded answers here, or compare it with its checkpoint.
 
-    Stage by stage; the exit code is 1 if one departs.
+    With --against it is stage by stage. The exit code is 1 if an answer or a stage departs.
     """
+    if image and against is None:
+        raise typer.BadParameter("is compared with the checkpoint; give --against too.", param_hint="--image")
     from handlens import _api
 
-    _api.require_workstation("check")
-    with shown() as progress:
-        report = _api.check(bundle, against, images=image or (), backend=backend, progress=progress)
-    if as_json:
-        typer.echo(json.dumps(report.to_json()))
+    if against is None:
+        with shown() as progress:
+            replay = _api.check(bundle, backend=backend, progress=progress)
+        _tell(replay, as_json, _show_replay)
     else:
-        _show(report)
-    if not report.passed:
+        with shown() as progress:
+            report = _api.check(bundle, against, images=image or (), backend=backend, progress=progress)
+        _tell(report, as_json, _show)
+
+
+def _tell(found: Found, as_json: bool, show: Callable[[Found], None]) -> None:
+    if as_json:
+        typer.echo(json.dumps(found.to_json()))
+    else:
+        show(found)
+    if not found.passed:
         raise typer.Exit(OURS)
+
+
+def _show_replay(replay: Replay) -> None:
+    """A row an answer, then what was not asked, then the verdict."""
+    from rich.console import Console
+
+    console = Console()
+    table = plain_table("backend", "prompt", "difference", "limit", "same tokens", "")
+    for result in replay.results:
+        add_row(table, *_cells(result))
+    console.print("The five best first tokens here beside those recorded at export", style="bold")
+    console.print(table)
+    console.print()
+    for reason in replay.left_out:
+        console.print(f"left out at export: {reason}", markup=False)
+    for backend in replay.not_installed:
+        console.print(f"{backend}: not installed here, not asked.")
+    for backend in dict.fromkeys(result.backend for result in replay.results):
+        passed = all(result.passed for result in replay.results if result.backend == backend)
+        console.print(f"{backend}: answers {'as' if passed else 'otherwise than'} where the bundle was made.")
+
+
+def _cells(result: Result) -> tuple[str, ...]:
+    asked = f"{result.picture}: {result.prompt}" if result.picture else result.prompt
+    return (
+        result.backend,
+        asked,
+        f"{result.difference:.4f} nats",
+        f"{result.limit:g}",
+        f"{result.same_tokens} of {result.tokens}",
+        "ok" if result.passed else "DEPARTS",
+    )
 
 
 def _show(report: Report) -> None:
