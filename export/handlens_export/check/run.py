@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from handlens_export.check.comparison import Case, Comparison
+from handlens_export.check.comparison import DECODE_STEPS, Case, Comparison
 from handlens_export.check.report import Distance, Finding, Report
+from handlens_export.checkpoint.checkpoint import Checkpoint
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import Plan, plan
-from handlens_export.errors import CheckpointError
+from handlens_export.errors import CheckpointError, UnsupportedError
+from handlens_export.network.families import find
 from handlens_export.network.load import load
 from handlens_export.network.network import Network
 from handlens_export.photographs import photographs
-from handlens_export.prompt_rows import embed, prepare_prompt
+from handlens_export.prompt_rows import PreparedPrompt, embed, prepare_prompt
 from handlens_export.quantize.calibration import TEXTS
 from handlens_export.reference import recipe_of, reference
 from handlens_runtime import backends
@@ -41,12 +44,15 @@ def check(
     """Compare a bundle's programs with the checkpoint folder or GGUF file it was made from.
 
     `images`: photographs to ask about; the shipped ones where left out. `backend`: one of them, or an instance; all
-    where left out. Raises BundleError, CheckpointError, ImageError, BackendError.
+    where left out. Raises BundleError, CheckpointError, UnsupportedError, ImageError, BackendError.
     """
     report = progress or (lambda _name, _share: None)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-    planned = plan(read(against), recipe_of(bundle.manifest))
-    _check_same(bundle, planned, against)
+    checkpoint = read(against)
+    _check_same(bundle, checkpoint, against)
+    planned = plan(checkpoint, recipe_of(bundle.manifest))
+    if images and planned.config.vision is None:
+        raise UnsupportedError(f"{bundle.path} reads text only, so it cannot be checked with a picture; leave it out.")
     cases = _cases(bundle, planned, images, report)
     findings: list[Finding] = []
     distances: list[Distance] = []
@@ -65,15 +71,19 @@ def check(
     return Report(tuple(findings), tuple(distances))
 
 
-def _check_same(bundle: Bundle, planned: Plan, against: Path) -> None:
-    config, sizes = planned.config.decoder, bundle.manifest.sizes
-    ours = (bundle.manifest.family, sizes.layers, sizes.width, sizes.vocab_size)
-    theirs = (planned.config.family, config.layers, config.width, config.vocab_size)
-    if ours != theirs:
+def _check_same(bundle: Bundle, checkpoint: Checkpoint, against: Path) -> None:
+    """Refuse a checkpoint of another network, before any weight is read."""
+    config, sizes = find(checkpoint.config.get("model_type")).config(checkpoint.config), bundle.manifest.sizes
+    names = ("family", "layers", "width", "heads", "kv_heads", "vocabulary", "vision features")
+    ours = (bundle.manifest.family, sizes.layers, sizes.width, sizes.heads, sizes.kv_heads, sizes.vocab_size)
+    decoder, vision = config.decoder, config.vision
+    theirs = (config.family, decoder.layers, decoder.width, decoder.heads, decoder.kv_heads, decoder.vocab_size)
+    features = (vision.grid**2, vision.width) if vision else None
+    pairs = zip(names, (*ours, sizes.vision_features), (*theirs, features), strict=True)
+    differing = [f"{name} {our} where {against} has {their}" for name, our, their in pairs if our != their]
+    if differing:
         raise CheckpointError(
-            f"{bundle.path} was made from a {ours[0]} of {ours[1]} layers, width {ours[2]} and vocabulary {ours[3]}, "
-            f"but {against} is a {theirs[0]} of {theirs[1]}, {theirs[2]} and {theirs[3]}; "
-            "give --against the checkpoint that the bundle was made from."
+            f"{bundle.path} has {', '.join(differing)}; give --against the checkpoint that the bundle was made from."
         )
 
 
@@ -90,9 +100,15 @@ def _cases(bundle: Bundle, planned: Plan, images: Sequence[Path], report: Progre
     messages += [(text[:24], None, Message("user", text)) for text in TEXTS[: 1 if planned.config.vision else 5]]
     cases = []
     for done, (name, path, message) in enumerate(messages):
-        prepared = prepare_prompt(bundle.manifest, tokenizer, [message])
+        prepared = _cut(prepare_prompt(bundle.manifest, tokenizer, [message]), bundle.manifest.sizes.context)
         with torch.no_grad():
             logits = network.logits(embed(network, prepared))[0, -1].numpy()
         cases.append(Case(name, path, prepared, logits))
         report("check: float checkpoint", 0.3 * (done + 1) / len(messages))
     return cases
+
+
+def _cut(prepared: PreparedPrompt, context: int) -> PreparedPrompt:
+    """The beginning that a small context holds beside the steps of decoding: as good to compare programs by."""
+    prompt, most = prepared.prompt, max(1, context - DECODE_STEPS)
+    return replace(prepared, prompt=replace(prompt, ids=prompt.ids[:most], keys=prompt.keys[:most]))
