@@ -73,7 +73,7 @@ def limit(scores: Scores, moved: Sequence[Scores], best: Sequence[int]) -> float
 
     `moved` are what the same program gives where nothing but rounding differs. In a deep network int8 rounding
     amplifies a millionth to some tenths of a nat, and another CPU's order of summing is such a millionth: a fixed
-    limit would condemn it (SmolLM2-135M with 4 bits: 0.15 to 0.7 nats on either backend).
+    limit would condemn it (SmolLM2-135M with 4 bits: 0.15 to 0.85 nats, backend and prompt deciding).
     """
     noise = max(abs(float(one[token] - scores[token])) for one in moved for token in best)
     return max(MIN_LIMIT, NOISE_FACTOR * noise)
