@@ -23,6 +23,8 @@ from handlens_runtime.manifest import FORMAT_VERSION, FileEntry, Manifest
 MANIFEST = "manifest.json"
 SEAL = "manifest.sha256"
 TOKENIZER = "tokenizer.json"
+CONFIG = "config.json"
+"""What tells a checkpoint's folder from a bundle that has lost its manifest."""
 _AGAIN = "export or copy the bundle again"
 _CHECKED_VERSIONS = ("executorch", "onnxruntime")
 
@@ -47,6 +49,7 @@ class Bundle:
         folder = Path(path)
         if not folder.exists():
             raise BundleError(f"{folder} does not exist; give the folder that `handlens export` wrote.")
+        _refuse_checkpoint(folder)
         if not folder.is_dir():
             raise BundleError(f"{folder} is a file; give the bundle's folder, the one that holds {MANIFEST}.")
         folder = folder.resolve()
@@ -67,6 +70,13 @@ class Bundle:
 def seal(manifest: bytes) -> bytes:
     """Content of `manifest.sha256` for the bytes of `manifest.json`: 64 hex digits and a newline."""
     return hashlib.sha256(manifest).hexdigest().encode() + b"\n"
+
+
+def _refuse_checkpoint(path: Path) -> None:
+    gguf = path.is_file() and path.suffix.lower() == ".gguf"
+    if gguf or ((path / CONFIG).is_file() and not (path / MANIFEST).exists()):
+        found = "a GGUF file" if gguf else CONFIG
+        raise BundleError(f"{path} is a checkpoint ({found}); run `handlens export {path} -o BUNDLE` first.")
 
 
 def _sealed_manifest(folder: Path) -> bytes:

@@ -48,6 +48,8 @@ def check_messages(manifest: Manifest, messages: Sequence[Message]) -> None:
         raise PromptError("There are no messages; give at least one message of the user.")
     if manifest.image is None and any(message.images for message in messages):
         raise PromptError(f"{manifest.name} reads text only, but a message has a picture; ask without it.")
+    for message in messages:
+        _check_encodes(message.text)
     if not manifest.chat.multi_turn and sum(message.role != "system" for message in messages) > 1:
         raise PromptError(f"{manifest.name} answers one question at a time; start a new conversation for the next.")
 
@@ -76,6 +78,16 @@ def build(
     if not ids:
         raise PromptError("The prompt is empty; write a question.")
     return Prompt(tuple(ids), tuple(ids), 0) if rule is None else _fill(ids, rule, tokenizer, pictures)
+
+
+def _check_encodes(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise PromptError(
+            f"A message's character {error.start + 1} ({text[error.start]!a}) is no text, as bytes that are not UTF-8 "
+            "become; write the message in UTF-8."
+        ) from error
 
 
 def check_fits(manifest: Manifest, tokens: int, image_tokens: int = 0, answer_tokens: int = 0) -> None:

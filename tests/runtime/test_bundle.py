@@ -110,6 +110,16 @@ def test_what_is_not_a_bundle_is_refused_with_what_to_do(make_folder, tmp_path):
         Bundle.load(tmp_path / "empty")
 
 
+def test_checkpoint_is_told_from_a_bundle(make_folder, tmp_path):
+    checkpoint, gguf = tmp_path / "ckpt", tmp_path / "model.Q4_1.gguf"
+    checkpoint.mkdir()
+    (checkpoint / "config.json").touch()
+    gguf.touch()
+    for path, found in ((checkpoint, "config.json"), (gguf, "a GGUF file")):
+        with pytest.raises(BundleError, match=rf"is a checkpoint \({found}\); run `handlens export {path} -o BUNDLE`"):
+            Bundle.load(path)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -243,13 +253,25 @@ def test_fast_lane_is_chosen_where_installed(make_folder, monkeypatch):
     assert loaded == ["handlens_runtime.backends.executorch", "handlens_runtime.backends.onnx"]
 
 
-def test_missing_package_says_what_to_install(make_folder, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "error", "says"),
+    [
+        (
+            "executorch",
+            ModuleNotFoundError("No module named 'torch'"),
+            r"missing \(No.*install \"handlens\[export\]\"\.",
+        ),
+        ("onnx", ModuleNotFoundError("No module named 'onnxruntime'"), r"missing \(No.*run pip install handlens\."),
+        ("onnx", ImportError("initialization failed"), r"installed but does not load \(init.*pip install handlens\."),
+    ],
+)
+def test_package_that_cannot_be_imported_says_what_to_do(make_folder, monkeypatch, name, error, says):
     bundle = Bundle.load(make_folder(change=with_executorch))
 
-    def fails(name):
-        raise ImportError("No module named 'torch'")
+    def fails(module):
+        raise error
 
     monkeypatch.setattr(backends.importlib, "import_module", fails)
     monkeypatch.setattr(backends.importlib.util, "find_spec", lambda name: name)
-    with pytest.raises(BackendError, match=r"No module named 'torch'.*pip install \"handlens\[export\]\""):
-        backends.load(bundle, "executorch")
+    with pytest.raises(BackendError, match=says):
+        backends.load(bundle, name)

@@ -47,6 +47,11 @@ def test_user_text_cannot_smuggle_image_tokens(make_engine):
         assert engine.stats.image_tokens == 0
 
 
+def test_text_that_is_not_unicode_is_refused(make_engine):
+    with pytest.raises(PromptError, match=r"character 3 \('\\udcff'\) is no text.*in UTF-8"):
+        answer(make_engine(), [Message("user", "ab\udcff")])
+
+
 def test_pictures_a_bundle_cannot_take_are_refused(make_engine, tmp_path):
     with pytest.raises(PromptError, match="reads text only"):
         answer(make_engine(vision=False), [Message("user", "?", (picture(1),))])

@@ -62,6 +62,14 @@ def test_our_fault_is_one_line_that_names_the_traceback(monkeypatch: pytest.Monk
     assert "Traceback" in written.read_text()
 
 
+def test_a_report_holds_what_is_not_utf8(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["handlens", "run", "b", "\udcff"])
+    assert left_with(ZeroDivisionError())[0] == 1
+    (written,) = tmp_path.iterdir()
+    assert written.read_text().startswith("handlens run b \\udcff\nTraceback")
+
+
 def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("HANDLENS_DEBUG", "1")

@@ -13,6 +13,8 @@ from handlens_runtime.errors import BackendError
 from handlens_runtime.manifest import BackendName
 
 _PACKAGES: dict[BackendName, str] = {"executorch": "executorch", "onnx": "onnxruntime"}
+_INSTALL: dict[str, str] = {"executorch": 'pip install "handlens[export]"', "onnx": "pip install handlens"}
+"""What brings each backend's package; onnxruntime is in the base install."""
 
 
 class _Module(Protocol):
@@ -34,9 +36,14 @@ def load(bundle: Bundle, name: str | None = None) -> Backend:
         raise BackendError(f"This HandLens has no backend {name}; choose another of the bundle's: {have}.")
     try:
         module = cast(_Module, importlib.import_module(module_name))
+    except ModuleNotFoundError as error:
+        raise BackendError(
+            f"The {name} backend needs a package that is missing ({error}); run {_INSTALL[name]}."
+        ) from error
     except ImportError as error:
         raise BackendError(
-            f'The {name} backend needs a package that is missing ({error}); run pip install "handlens[export]".'
+            f"A package of the {name} backend is installed but does not load ({error}); "
+            f"install it anew in a fresh environment with {_INSTALL[name]}."
         ) from error
     return module.load(bundle)
 

@@ -79,7 +79,10 @@ def mendable(error: BaseException) -> str | None:
 
 
 def _fault(error: Exception) -> str:
-    with tempfile.NamedTemporaryFile("w", prefix="handlens-", suffix=".txt", delete=False, encoding="utf-8") as file:
+    # What was typed may hold bytes that are not UTF-8, and the report of a fault must not fail itself.
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="handlens-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+    ) as file:
         file.write(f"handlens {' '.join(sys.argv[1:])}\n")
         file.writelines(traceback.format_exception(error))
     return (
