@@ -20,17 +20,21 @@ def check_target(target: Path, force: bool) -> None:
         if not force:
             raise TargetError(f"{target} already exists; give another place, or --force to replace it.")
         replaceable = target.is_dir() and not target.is_symlink()
-        if not replaceable or (any(target.iterdir()) and not (target / MANIFEST).exists()):
+        # Both files: a browser extension or a web page has a manifest.json too.
+        if not replaceable or (
+            any(target.iterdir()) and not all((target / name).exists() for name in (MANIFEST, SEAL))
+        ):
             raise TargetError(
                 f"{target} exists and is not a bundle, so --force does not replace it; give another place."
             )
+    # Folders above that are not there yet are made only when there is something to write.
+    above = next(folder for folder in target.absolute().parents if folder.exists())
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        probe = _beside(target, "probe")
+        probe = above / f".{target.name}.probe"
         probe.mkdir(exist_ok=True)
         probe.rmdir()
     except OSError as error:
-        raise TargetError(f"{target.parent} cannot be written to ({error.strerror}); give another place.") from error
+        raise TargetError(f"{above} cannot be written to ({error.strerror}); give another place.") from error
 
 
 @contextmanager
@@ -42,7 +46,7 @@ def staged(target: Path) -> Iterator[Path]:
     partial, replaced = _beside(target, "partial"), _beside(target, "replaced")
     shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
+        partial.mkdir(parents=True)
         yield partial
         shutil.rmtree(replaced, ignore_errors=True)
         if target.exists():
