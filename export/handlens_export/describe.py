@@ -21,10 +21,16 @@ from handlens_runtime.manifest import (
     MemoryEstimate,
     PartQuantization,
     Quantization,
+    SavedRecipe,
     Sizes,
 )
 
 DEFAULT_CONTEXT = 2048
+METHOD = "rounding-1"
+"""To be counted up whenever `quantize.rounding` gives other integers or scales."""
+KV_SCALES = "kv_scales.npz"
+RUNNER_CHUNK = 128
+"""Tokens that a program takes at least, whatever the engine's chunk: what ExecuTorch's runners prefill at a time."""
 TOOLS = ("handlens", "torch", "torchao", "executorch", "onnx", "onnxscript", "onnxruntime", "transformers")
 """Packages whose versions a manifest records."""
 
@@ -62,7 +68,8 @@ def plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
             "not hold beside a question; choose a larger one."
         )
     # A prompt that sees all of itself comes in one call; ExecuTorch's own runner feeds a whole tile in one call.
-    max_chunk = max(min(recipe.chunk, context), config.tokens_per_tile) if config.decoder.causal else context
+    longest = max(recipe.chunk, RUNNER_CHUNK, config.tokens_per_tile)
+    max_chunk = min(longest, context) if config.decoder.causal else context
     bos = chat.bos_token
     bos_id = Tokenizer.from_str(checkpoint.tokenizer_json).token_to_id(bos) if bos else None
     return Plan(checkpoint, family, config, chat, image, context, max_chunk, bos_id)
@@ -96,7 +103,23 @@ def describe(planned: Plan, recipe: Recipe, parts: dict[Part, PartQuantization])
         chat=planned.chat,
         sampling=sampling(planned.checkpoint),
         causal=decoder.causal,
-        quantization=Quantization(method="rounding", kv=recipe.kv, parts=parts),
+        quantization=Quantization(
+            method=METHOD,
+            recipe=SavedRecipe(
+                backends=recipe.backends,
+                bits=recipe.bits,
+                group=recipe.group,
+                head_bits=recipe.head_bits,
+                vision_bits=recipe.vision_bits,
+                embedding_bits=recipe.embedding_bits,
+                context=planned.context,
+                chunk=recipe.chunk,
+                max_portable=recipe.max_portable,
+            ),
+            kv=recipe.kv,
+            kv_scales=KV_SCALES if "onnx" in recipe.backends and recipe.kv == "int8" else None,
+            parts=parts,
+        ),
         backends={},
         memory=_memory(planned, recipe, parts),
         versions={tool: version for tool in TOOLS if (version := _version(tool)) is not None},
@@ -113,11 +136,15 @@ def _version(tool: str) -> str | None:
 
 
 def _memory(planned: Plan, recipe: Recipe, parts: dict[Part, PartQuantization]) -> MemoryEstimate:
-    """Bytes while answering: all weights, the cache, and the largest activations of one decoder pass."""
+    """Bytes while answering: all weights, the cache, and the largest activations of one decoder or encoder pass."""
     decoder = planned.config.decoder
     row = decoder.head_dim + 5 if recipe.kv == "int8" else 4 * decoder.head_dim  # int8: a scale and a zero point too
     cache = 2 * decoder.layers * planned.context * decoder.kv_heads * row
     activations = 4 * (planned.max_chunk * (4 * decoder.width + 3 * decoder.mlp_width) + decoder.vocab_size)
+    if vision := planned.config.vision:
+        patches = vision.grid**2
+        seen = 4 * (patches * (4 * vision.width + vision.mlp_width) + vision.heads * patches**2)  # one tile
+        activations = max(activations, seen)
     weights: dict[str, int] = {part: summary.bytes for part, summary in parts.items()}
     return MemoryEstimate(weights=weights, kv_cache=cache, peak=sum(weights.values()) + cache + activations)
 

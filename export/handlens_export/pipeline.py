@@ -8,11 +8,11 @@ from pathlib import Path
 
 from handlens_export.bundle import check_target, file_entries, staged, write_golden, write_manifest
 from handlens_export.checkpoint.read import read
-from handlens_export.describe import Plan, describe, plan
+from handlens_export.describe import KV_SCALES, Plan, describe, plan
 from handlens_export.lower.lowering import LoweringSpec, check_delegation, find
 from handlens_export.network.load import Parameters
 from handlens_export.quantize.calibration import calibration_rows
-from handlens_export.quantize.kv_scales import Scales, calibrate
+from handlens_export.quantize.kv_scales import Scales, calibrate, save_scales
 from handlens_export.quantize.network import quantize_network
 from handlens_export.quantize.weight import shallow_copy
 from handlens_export.recipe import Recipe
@@ -58,6 +58,7 @@ def export(
         scales: tuple[Scales, ...] | None = None
         if "onnx" in recipe.backends and recipe.kv == "int8":
             scales = calibrate(network, calibration_rows(network, manifest, tokenizer))
+            save_scales(folder / KV_SCALES, scales)
         stage.done("calibrate")
 
         spec = _spec(planned, recipe, scales)
@@ -67,7 +68,7 @@ def export(
             own = network if index == len(recipe.backends) - 1 else shallow_copy(network)
             within = stage.within(f"lower {backend}", index / len(recipe.backends), 1 / len(recipe.backends))
             graphs[backend] = find(backend).lower(own, spec, folder, within)
-            check_delegation(backend, graphs[backend], recipe.max_portable)
+            check_delegation(backend, graphs[backend], recipe.max_portable, recipe.float_roles)
             del own
         del network
         stage.done("lower")

@@ -56,5 +56,15 @@ class Recipe:
             raise UnsupportedError(f"--embedding-bits {self.embedding_bits} is not possible; choose 8 or 32.")
         if self.group not in GROUPS:
             raise UnsupportedError(f"--group {self.group} is not possible; choose one of 32, 64, 128.")
-        if self.chunk < 1 or (self.context is not None and self.context < 2):
-            raise UnsupportedError("--chunk must be at least 1 and --context at least 2.")
+        if self.chunk < 1:
+            raise UnsupportedError(f"--chunk is {self.chunk}, but a pass takes at least 1 token.")
+        if self.context is not None and self.context < 2:
+            raise UnsupportedError(f"--context is {self.context}, but a prompt and an answer need at least 2 tokens.")
+        if not 0 <= self.max_portable <= 1:
+            raise UnsupportedError(f"--max-portable is {self.max_portable}, but a share lies between 0 and 1.")
+
+    @property
+    def float_roles(self) -> frozenset[str]:
+        """Programs (`vision`, `decoder`) some of whose weights stay in float."""
+        decoder = {"decoder"} if 32 in (self.bits, self.head_bits) else set()
+        return frozenset(decoder | ({"vision"} if self.vision_bits == 32 else set()))

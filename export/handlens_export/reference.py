@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from handlens_export.describe import Plan
+from handlens_export.describe import METHOD, Plan
+from handlens_export.errors import UnsupportedError
 from handlens_export.lower.lowering import LoweringSpec, find
 from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
-from handlens_export.quantize.calibration import calibration_rows
-from handlens_export.quantize.kv_scales import calibrate
+from handlens_export.quantize.kv_scales import load_scales
 from handlens_export.quantize.network import quantize_network
 from handlens_export.recipe import Recipe
-from handlens_runtime.bundle import TOKENIZER, Bundle
+from handlens_runtime.bundle import Bundle
 from handlens_runtime.manifest import BackendName, Manifest
-from handlens_runtime.tokenizer import Tokenizer
 
 
 def recipe_of(manifest: Manifest) -> Recipe:
-    """The recipe that a bundle was made by."""
-    parts = manifest.quantization.parts
-    decoder = parts["decoder"]
-    return Recipe(
-        backends=tuple(manifest.backends),
-        bits=decoder.bits,
-        group=decoder.group or Recipe.group,
-        head_bits=parts["head"].bits,
-        vision_bits=parts["vision"].bits if "vision" in parts else Recipe.vision_bits,
-        embedding_bits=parts["embedding"].bits,
-        kv=manifest.quantization.kv,
-        context=manifest.sizes.context,
-        chunk=manifest.sizes.chunk,
-    )
+    """The recipe that a bundle was made by. Raises UnsupportedError for one of another rounding than ours."""
+    if manifest.quantization.method != METHOD:
+        raise UnsupportedError(
+            f"The bundle's weights were rounded by {manifest.quantization.method}, this HandLens rounds by {METHOD}; "
+            "export the checkpoint again, or check with the HandLens that made the bundle."
+        )
+    return Recipe(**manifest.quantization.recipe.model_dump(), kv=manifest.quantization.kv)
 
 
 def reference(bundle: Bundle, planned: Plan, backend: BackendName) -> Network:
@@ -39,9 +31,8 @@ def reference(bundle: Bundle, planned: Plan, backend: BackendName) -> Network:
     parameters = Parameters(planned.checkpoint, planned.family, planned.config)
     network, _ = quantize_network(parameters, planned.config, recipe, planned.context, lambda _share: None)
     scales = None
-    if backend == "onnx" and recipe.kv == "int8":
-        rows = calibration_rows(network, manifest, Tokenizer(bundle.file(TOKENIZER)))
-        scales = calibrate(network, rows)
+    if manifest.quantization.kv_scales is not None:
+        scales = load_scales(bundle.file(manifest.quantization.kv_scales))
     spec = LoweringSpec(
         context=planned.context,
         max_chunk=manifest.sizes.max_chunk,

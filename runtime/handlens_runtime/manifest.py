@@ -126,11 +126,29 @@ class PartQuantization(_Strict):
     """Matrices in another format than the part's, one line each: name, shape, what they got and why."""
 
 
+class SavedRecipe(_Strict):
+    """What was asked of the exporter; with the same checkpoint it gives the same bundle."""
+
+    backends: tuple[BackendName, ...]
+    bits: int
+    group: int
+    head_bits: int
+    vision_bits: int
+    embedding_bits: int
+    context: int
+    chunk: int
+    max_portable: float
+
+
 class Quantization(_Strict):
     """The recipe, and what it gave."""
 
     method: str
+    """Name and number of the way weights were rounded: another number is another grid."""
+    recipe: SavedRecipe
     kv: KVFormat
+    kv_scales: str | None = None
+    """File with the static scales of an int8 cache (NumPy's .npz: key_0, value_0, …), where a backend uses them."""
     parts: dict[Literal["vision", "projector", "embedding", "decoder", "head"], PartQuantization]
 
 

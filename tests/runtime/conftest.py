@@ -25,6 +25,18 @@ TEXT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
+RECIPE = {
+    "backends": ["onnx"],
+    "bits": 4,
+    "group": 32,
+    "head_bits": 8,
+    "vision_bits": 8,
+    "embedding_bits": 8,
+    "context": 64,
+    "chunk": 4,
+    "max_portable": 0.5,
+}
+
 
 class FakeBackend:
     """A "language model" whose logits depend on every row up to the last: a wrong, missing or stale row shows."""
@@ -112,7 +124,7 @@ def manifest_of(files: dict[str, bytes], stop_id: int, vocab_size: int, vision: 
         "image": image if vision else None,
         "chat": {"template": VISION_TEMPLATE if vision else TEXT_TEMPLATE, "stop_ids": [stop_id]},
         "causal": causal,
-        "quantization": {"method": "round", "kv": "float", "parts": {}},
+        "quantization": {"method": "rounding-1", "recipe": RECIPE, "kv": "float", "parts": {}},
         "backends": {"onnx": {"decoder": decoder, "files": ["onnx/decoder.onnx", "onnx/decoder.onnx.data"]}},
         "memory": {"weights": {}, "kv_cache": 1, "peak": 1},
         "versions": {},

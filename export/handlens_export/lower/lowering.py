@@ -63,19 +63,21 @@ PRODUCTS = ("linear", "addmm", "mm.default", "bmm", "conv", "MatMul", "Gemm", "C
 """Parts of the names of operators that do a network's arithmetic: one left to a portable kernel is too slow to ship."""
 
 
-def check_delegation(backend: BackendName, graphs: BackendGraphs, most: float) -> None:
+def check_delegation(
+    backend: BackendName, graphs: BackendGraphs, most: float, float_parts: frozenset[str] = frozenset()
+) -> None:
     """Refuse programs whose fast kernels took too little. Raises UnsupportedError naming what was left.
 
-    `most`: share of a program's nodes that portable kernels may keep. ONNX Runtime has a fast kernel for every node,
-    so the share is ExecuTorch's alone; a product left portable is refused whatever the share.
+    `most`: share of a program's nodes that may be left. A product left in float where its weights are on a grid is
+    refused whatever the share (`float_parts`: the roles whose weights were asked to stay in float).
     """
-    if backend == "onnx":
-        return
-    for graph in (graphs.vision, graphs.decoder):
+    for role, graph in (("vision", graphs.vision), ("decoder", graphs.decoder)):
         if graph is None:
             continue
         left = sum(graph.not_delegated.values())
         products = [name for name in graph.not_delegated if any(part in name for part in PRODUCTS)]
+        if backend == "onnx" and role in float_parts:
+            continue  # ONNX Runtime's own float products are what was asked for
         if products or left > most * graph.nodes:
             worst = sorted(graph.not_delegated.items(), key=lambda item: -item[1])[:5]
             raise UnsupportedError(

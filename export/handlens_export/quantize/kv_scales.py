@@ -10,7 +10,8 @@ largest value that the calibration prompts showed (float cache: 63.9):
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -66,3 +67,19 @@ def _scale(largest: Tensor) -> NDArray[np.float32]:
     floor = largest.amax(-1, keepdim=True).clamp(min=1e-6) * FLOOR
     scale: NDArray[np.float32] = (torch.maximum(largest, floor) * (MARGIN / LEVELS)).numpy()
     return scale
+
+
+def save_scales(path: Path, scales: Sequence[Scales]) -> None:
+    """Write scales as `key_0`, `value_0`, `key_1`, …; the same scales give the same bytes."""
+    arrays = {
+        f"{part}_{index}": a
+        for index, pair in enumerate(scales)
+        for part, a in zip(("key", "value"), pair, strict=True)
+    }
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def load_scales(path: Path) -> tuple[Scales, ...]:
+    """What `save_scales` wrote."""
+    with np.load(path, allow_pickle=False) as stored:
+        return tuple((stored[f"key_{index}"], stored[f"value_{index}"]) for index in range(len(stored.files) // 2))
