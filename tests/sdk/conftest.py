@@ -27,6 +27,17 @@ PART = {
     "bytes": 940_000,
     "exceptions": ["head 576: group 64, odd row"],
 }
+RECIPE = {
+    "backends": ["onnx"],
+    "bits": 4,
+    "group": 32,
+    "head_bits": 8,
+    "vision_bits": 8,
+    "embedding_bits": 8,
+    "context": 128,
+    "chunk": 32,
+    "max_portable": 0.5,
+}
 MANIFEST = {
     "name": "tiny",
     "family": "llama",
@@ -43,7 +54,7 @@ MANIFEST = {
         "parameters": 1_500_000,
     },
     "chat": {"template": "", "stop_ids": [2]},
-    "quantization": {"method": "rounding", "kv": "int8", "parts": {"decoder": PART}},
+    "quantization": {"method": "rounding-1", "recipe": RECIPE, "kv": "int8", "parts": {"decoder": PART}},
     "backends": {
         "onnx": {
             "decoder": {

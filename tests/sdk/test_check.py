@@ -18,6 +18,7 @@ from handlens_runtime.golden import Replay, Result
 DISTANCE = Distance("onnx", "coffee.jpg", cosine=0.97, kl=0.03, same_token=False)
 GOOD = Finding("onnx", "prefill", "coffee.jpg", "cosine", 0.9999, 0.999, True)
 WORST = Finding("onnx", "prefill", "rocket.jpg", "cosine", 0.5, 0.999, False)
+NOISY = Finding("onnx", "prefill", "cat.jpg", "cosine", 0.4, 0.3, True)
 LATER = Finding("onnx", "decode", "rocket.jpg", "cosine", 0.1, 0.999, False)
 
 
@@ -25,7 +26,7 @@ LATER = Finding("onnx", "decode", "rocket.jpg", "cosine", 0.1, 0.999, False)
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     """What the command line asks of the check, which answers with `report.findings`."""
     seen: list[tuple[object, ...]] = []
-    findings = {"good": (GOOD,), "bad": (GOOD, WORST, LATER)}
+    findings = {"good": (GOOD,), "bad": (GOOD, WORST, NOISY, LATER)}
 
     def check(bundle: Path, against: Path, images: list[Path], *, backend: str | None, progress: object) -> Report:
         seen.append((bundle, against, images, backend))

@@ -55,7 +55,17 @@ def test_every_option_reaches_the_recipe(runner: CliRunner, calls: list[tuple[ob
         app, ["export", "ckpt", "-o", "b", *options.split(), "--max-portable", "0.25", "--lora", "lora", "--force"]
     )
     assert result.exit_code == 0, result.stderr
-    recipe = Recipe(("onnx",), 2, 64, 4, 32, "float", 512, 64, 0.25)
+    recipe = Recipe(
+        ("onnx",),
+        bits=2,
+        group=64,
+        vision_bits=4,
+        embedding_bits=32,
+        kv="float",
+        context=512,
+        chunk=64,
+        max_portable=0.25,
+    )
     assert calls == [(Path("ckpt"), Path("b"), recipe, Path("lora"), True)]
 
 
@@ -79,7 +89,7 @@ def test_json_is_one_object_and_progress_goes_to_stderr(
     [
         (["-o", "taken"], "taken exists; give --force."),
         (["-o", "b", "--bits", "3"], "--bits 3"),
-        (["-o", "b", "--backend", "qnn"], "'qnn' is not a list of executorch, onnx"),
+        (["-o", "b", "--backend", "qnn"], "'qnn' is not one of executorch, onnx"),
         (["-o", "b", "--kv", "int4"], "int4"),
         ([], "--output"),
     ],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from handlens.cli import app
+from handlens.cli.interrupt import interruptible
 from handlens.cli.outcome import answered
 from handlens_runtime.errors import HandLensError
 
@@ -49,7 +51,7 @@ def test_out_of_memory_is_the_users_to_mend() -> None:
 
 
 def test_interrupted() -> None:
-    assert left_with(KeyboardInterrupt()) == (130, "", "handlens: Stopped.\n")
+    assert left_with(KeyboardInterrupt()) == (130, "", "")
 
 
 def test_our_fault_is_one_line_that_names_the_traceback(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -84,6 +86,54 @@ def test_usage_errors_leave_with_2_and_no_traceback(runner: CliRunner, arguments
     result = runner.invoke(app, arguments)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["run", "b", "-5 plus 3?"],
+            "No such option: -5; put -- before a question that starts with a minus; see handlens run --help.",
+        ),
+        (["run", "b", "--xyz"], "No such option: --xyz; see handlens run --help."),
+        (
+            ["run", "b", "Hi", "--backend", "tflite"],
+            "Invalid value for '--backend': 'tflite' is not one of 'executorch', 'onnx'; see handlens run --help.",
+        ),
+        (["init", "foo", "-o", "x"], "'foo' is not one of 'bluelm-v-nano', 'bluelm-v-3b'; see handlens init --help."),
+        (["export", "c", "-o", "x", "--backend", "tflite"], "'tflite' is not one of executorch, onnx, or both joined"),
+        (["run", "b", "Hi", "--seed", "x"], "'--seed': should be a valid integer; see handlens run --help."),
+        (["nonsense"], "No such command 'nonsense'; see handlens --help."),
+        (["--nonsense"], "No such option: --nonsense; see handlens --help."),
+    ],
+)
+def test_what_was_typed_wrongly_is_one_line(runner: CliRunner, arguments: list[str], line: str) -> None:
+    result = runner.invoke(app, arguments, prog_name="handlens")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert result.stderr.startswith("handlens: ") and line in result.stderr
+
+
+def test_usage_has_no_braces(runner: CliRunner) -> None:
+    result = runner.invoke(app, ["run", "--help"], prog_name="handlens")
+    assert "Usage: handlens run [OPTIONS] BUNDLE [PROMPT]\n" in result.stdout
+
+
+@pytest.mark.parametrize("swallowed", [True, False])
+def test_an_interrupted_import_is_an_interruption(swallowed: bool) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def load() -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            if not swallowed:
+                raise ImportError("initialization failed") from None
+
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        load()
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(ImportError, match="other"), interruptible():
+        raise ImportError("other")
 
 
 def handlens(*arguments: str, stdout: int = subprocess.PIPE) -> subprocess.Popen[str]:

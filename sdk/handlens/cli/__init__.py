@@ -14,9 +14,11 @@ from handlens.cli.init import init
 from handlens.cli.inspect import inspect
 from handlens.cli.quiet import hush_libraries
 from handlens.cli.run import run
+from handlens.cli.usage import Verb, Verbs
 
 app = typer.Typer(
     name="handlens",
+    cls=Verbs,
     help="Make a vision-language model run on a phone.",
     no_args_is_help=True,
     add_completion=False,
@@ -25,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for verb in (init, export, run, inspect, check):
-    app.command()(verb)
+    app.command(cls=Verb)(verb)
 
 
 def _version(asked: bool) -> None:

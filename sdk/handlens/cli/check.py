@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 import typer
 
 from handlens.cli.choices import BackendChoice
+from handlens.cli.interrupt import interruptible
 from handlens.cli.outcome import OURS, answered
 from handlens.cli.progress import shown
 from handlens.cli.tables import add_row, plain_table
@@ -17,7 +18,7 @@ from handlens.cli.tables import add_row, plain_table
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from handlens_export.check import Report
+    from handlens_export.check import Finding, Report
     from handlens_runtime.golden import Replay, Result
 
 
@@ -51,11 +52,11 @@ def check(
     from handlens import _api
 
     if against is None:
-        with shown() as progress:
+        with interruptible(), shown() as progress:
             replay = _api.check(bundle, backend=backend, progress=progress)
         _tell(replay, as_json, _show_replay)
     else:
-        with shown() as progress:
+        with interruptible(), shown() as progress:
             report = _api.check(bundle, against, images=image or (), backend=backend, progress=progress)
         _tell(report, as_json, _show)
 
@@ -128,10 +129,16 @@ def _stages(report: Report, backend: BackendChoice) -> Table:
     for stage in STAGES:
         findings = [found for found in report.findings if found.backend == backend and found.stage == stage]
         if findings:
-            worst = min(findings, key=lambda found: found.value if found.measure == "cosine" else -found.value)
+            # Limits differ by prompt: the worst is the one closest to its own limit, or furthest beyond.
+            worst = min(findings, key=_margin)
             verdict = "ok" if all(found.passed for found in findings) else "DEPARTS"
             add_row(table, stage, worst.measure, f"{worst.value:.6g}", f"{worst.limit:g}", worst.prompt, verdict)
     return table
+
+
+def _margin(found: Finding) -> float:
+    """How far a finding is on the right side of its limit; below 0 where it departs."""
+    return found.value - found.limit if found.measure == "cosine" else found.limit - found.value
 
 
 def _distances(report: Report) -> Table:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from handlens.cli.choices import BackendChoice, KVChoice
+from handlens.cli.interrupt import interruptible
 from handlens.cli.outcome import answered
 from handlens.cli.progress import duration, shown
 from handlens.cli.units import count, size
@@ -74,7 +75,7 @@ def export(
         max_portable=default.max_portable if max_portable is None else max_portable,
     )
     began = time.monotonic()
-    with shown() as progress:
+    with interruptible(), shown() as progress:
         manifest = _api.export(checkpoint, output, recipe, lora=lora, force=force, progress=progress)
     _report(output, manifest, time.monotonic() - began, as_json)
 
@@ -103,5 +104,7 @@ def backends(value: str) -> tuple[BackendChoice, ...]:
     asked = dict.fromkeys(word.strip() for word in value.split(","))
     names = tuple(name for word in asked for name in known if name == word)
     if len(names) != len(asked):
-        raise typer.BadParameter(f"'{value}' is not a list of {', '.join(known)}.", param_hint="--backend")
+        raise typer.BadParameter(
+            f"'{value}' is not one of {', '.join(known)}, or both joined by a comma.", param_hint="'--backend'"
+        )
     return names

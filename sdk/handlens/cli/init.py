@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from handlens.cli.choices import PresetChoice
+from handlens.cli.interrupt import interruptible
 from handlens.cli.outcome import answered
 from handlens.cli.progress import shown
 
@@ -32,6 +33,6 @@ def init(
     """
     from handlens import _api
 
-    with shown() as progress:
+    with interruptible(), shown() as progress:
         _api.init(preset, output, seed=seed, force=force, progress=progress)
     typer.echo(f"{output}: {preset}, random weights. Next: handlens export {output} -o BUNDLE")

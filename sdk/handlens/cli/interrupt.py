@@ -1,4 +1,4 @@
-"""Ctrl-C stops the answer, not the program."""
+"""Ctrl-C while loading ends the program; while answering it stops the answer, not the program."""
 
 from __future__ import annotations
 
@@ -14,6 +14,31 @@ class Stoppable(Protocol):
 
     def stop(self) -> None:
         """End between two steps."""
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """While the block runs, Ctrl-C ends it with KeyboardInterrupt, whatever the block makes of that.
+
+    Libraries written in C that are interrupted while they are imported raise an ImportError of their own instead.
+    """
+    seen: list[int] = []
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    except Exception as error:
+        if seen:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if seen:
+        raise KeyboardInterrupt
 
 
 @contextmanager

@@ -48,7 +48,6 @@ def answered(verb: Callable[P, None]) -> Callable[P, None]:
 
 def _leave(error: BaseException) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
-        complain("Stopped.")
         raise typer.Exit(STOPPED)
     if isinstance(error, BrokenPipeError):
         # Python flushes stdout once more as it ends, and would complain there.

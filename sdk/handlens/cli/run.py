@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handlens.cli.choices import BackendChoice
-from handlens.cli.interrupt import stops
+from handlens.cli.interrupt import interruptible, stops
 from handlens.cli.outcome import STOPPED, answered, complain
 from handlens.cli.quiet import hushed_loading
 from handlens.cli.tiles import write_tiles
@@ -28,7 +28,12 @@ BUNDLES = "the bundle's"
 def run(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle.", show_default=False)],
     prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="The question; without it, a chat.", show_default=False)
+        str | None,
+        typer.Argument(
+            metavar="PROMPT",
+            help="The question; without it, a chat. Put -- before one that starts with a minus.",
+            show_default=False,
+        ),
     ] = None,
     image: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="A picture; repeatable.", show_default=False)
@@ -56,9 +61,8 @@ def run(
     """Ask a bundle a question, or chat with it."""
     if as_json and prompt is None:
         raise typer.BadParameter("--json answers one question; give it as PROMPT.", param_hint="--json")
-    from handlens_runtime.bundle import Bundle
-    from handlens_runtime.engine import Engine
-    from handlens_runtime.options import Options
+    with interruptible():
+        from handlens_runtime.options import Options
 
     options = Options(
         max_tokens=max_tokens,
@@ -70,20 +74,28 @@ def run(
         seed=seed,
         stop=tuple(stop or ()),
     )
-    loaded = Bundle.load(bundle)
-    for warning in loaded.warnings:
-        complain(warning)
     pictures = tuple(image or ())
-    if show_tiles is not None:
-        write_tiles(loaded.manifest, pictures, show_tiles)
-    with hushed_loading():
-        engine = Engine(loaded, backend=backend)
+    with interruptible():
+        engine = _loaded(bundle, backend, pictures, show_tiles)
     if prompt is None:
         from handlens.cli.chat import Chat
 
         Chat(engine, options, system, pictures).loop()
     else:
         _answer(engine, options, prompt, system, pictures, as_json)
+
+
+def _loaded(bundle: Path, backend: BackendChoice | None, images: tuple[Path, ...], show_tiles: Path | None) -> Engine:
+    from handlens_runtime.bundle import Bundle
+    from handlens_runtime.engine import Engine
+
+    loaded = Bundle.load(bundle)
+    for warning in loaded.warnings:
+        complain(warning)
+    if show_tiles is not None:
+        write_tiles(loaded.manifest, images, show_tiles)
+    with hushed_loading(), interruptible():
+        return Engine(loaded, backend=backend)
 
 
 def _answer(
