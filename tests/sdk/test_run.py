@@ -60,6 +60,7 @@ def test_json_without_a_question_is_a_usage_error(runner: CliRunner, bundle: Pat
     ("arguments", "names"),
     [
         (["What?", "--temperature", "-1"], "temperature"),
+        (["What?", "--max-tokens", "0"], "--max-tokens is 0"),
         (["What?", "--backend", "executorch"], "executorch"),
         (["What?", "--show-tiles", "t.png"], "--show-tiles"),
     ],
@@ -123,6 +124,7 @@ def test_chat_carries_the_conversation_and_the_picture_of_its_question(
     code, out, _ = chat(runner, bundle, f"/image {picture}\nWhat?\nAnd now?\n", "--system", "Be brief.")
     assert (code, out) == (0, "The answer is 42.\n" * 2)
     system, first = Message("system", "Be brief."), Message("user", "What?", (picture,))
+    assert engine.prefilled == [[system, Message("user", images=(picture,))]]  # while the question is being typed
     assert engine.asked[0][0] == [system, first]
     assert engine.asked[1][0] == [
         system,
@@ -137,7 +139,7 @@ def test_chat_commands(runner: CliRunner, bundle: Path, engine: FakeEngine) -> N
     assert code == 0
     assert [messages for messages, _ in engine.asked] == [[Message("user", "Hi")], [Message("user", "Again")]]
     assert engine.resets == 2  # at the start, and when told to
-    assert "nowhere.jpg is not a file" in err
+    assert "handlens: nowhere.jpg does not exist.\n" in err
     assert "/image PATH" in err
 
 

@@ -30,7 +30,12 @@ def test_one_picture_below_the_other(seeing: Manifest, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("images", "target", "says"), [([], "t.png", "give one with --image"), (["a.jpg"], "t.xyz", "t.xyz has no ending")]
+    ("images", "target", "says"),
+    [
+        ([], "t.png", "give one with --image"),
+        (["a.jpg"], "t.pdf", "t.pdf does not end in .png, .jpg"),
+        (["a.jpg"], "nodir/t.png", "there is no folder nodir; make it"),
+    ],
 )
 def test_mistakes_are_named(seeing: Manifest, images: list[str], target: str, says: str) -> None:
     with pytest.raises(OptionError, match=says):

@@ -7,6 +7,7 @@ SyntaxError, ValueError, struct.error, zlib.error and more, and a phone's user c
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import warnings
 from io import BytesIO
@@ -33,6 +34,8 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What undoes each EXIF orientation; 1 is upright."""
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/", re.IGNORECASE)
 
 _QUIET = threading.Lock()
 """Python's warning filters are shared by all threads: two decodes that silence Pillow must not overlap."""
@@ -102,8 +105,15 @@ def _open(source: str | Path | bytes | Image.Image, name: str, max_pixels: int) 
 
 
 def _existing(path: Path) -> Path:
+    if path == Path():
+        raise ImageError("The path of a picture is empty (or the folder '.'); give the path of a file.")
     if path.is_dir():
         raise ImageError(f"{path} is a folder; give the path of a picture in it.")
+    if not path.exists() and (scheme := _URL.match(str(path))):
+        address = f"{scheme[0]}/{str(path)[scheme.end() :]}"  # Path has made one slash of two
+        raise ImageError(
+            f"{address} is an address, which is not fetched; download the picture first, then give its path."
+        )
     if not path.exists():
         raise ImageError(f"{path} does not exist; check the picture's path.")
     if not path.is_file():

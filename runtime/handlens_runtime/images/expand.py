@@ -39,11 +39,6 @@ def tile_count(rule: ImageRule, columns: int, rows: int) -> int:
     return columns * rows + (0 if alone else 1)
 
 
-def token_count(rule: ImageRule, columns: int, rows: int) -> int:
-    """Image tokens in the expansion, which are the embeddings that fill them; the text around them not counted."""
-    return tile_count(rule, columns, rows) * rule.tokens_per_tile
-
-
 def _tile_before(rule: ImageRule, row: int, column: int) -> str:
     # Not str.format: a family's own tokens may hold braces.
     return rule.tile_before.replace("{row}", str(row)).replace("{col}", str(column))

@@ -41,7 +41,6 @@ class Tiles:
     """(n, 3, tile_size, tile_size), normalized; grid tiles row by row, the thumbnail first or last as the rule says."""
     columns: int
     rows: int
-    has_thumbnail: bool
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ def prepare(image: Image.Image, rule: ImageRule) -> Tiles:
     if layout.thumbnail is not None:
         whole = np.asarray(layout.thumbnail)[None]
         tiles = np.concatenate([whole, tiles] if rule.thumbnail == "first" else [tiles, whole])
-    return Tiles(_normalize(tiles, rule), layout.columns, layout.rows, layout.thumbnail is not None)
+    return Tiles(_normalize(tiles, rule), layout.columns, layout.rows)
 
 
 def lay_out(image: Image.Image, rule: ImageRule) -> Layout:

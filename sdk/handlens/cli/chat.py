@@ -64,10 +64,17 @@ class Chat:
         return True
 
     def _add_image(self, path: Path) -> None:
-        if path.is_file():
-            self._images.append(path)
+        """Take a picture into the next question, and encode it while that question is still being typed."""
+        from handlens_runtime.chat import Message
+
+        pictures = (*self._images, path)
+        try:
+            with stops(self._engine):
+                self._engine.prefill([*self._messages, Message("user", images=pictures)])
+        except Exception as error:
+            _explain(error)
         else:
-            complain(f"{path} is not a file; give the path of a picture.")
+            self._images.append(path)
 
     def _forget(self) -> None:
         from handlens_runtime.chat import Message
@@ -87,17 +94,21 @@ class Chat:
                     sys.stdout.write(token.text)
                     sys.stdout.flush()
         except Exception as error:
-            # A question that cannot be answered must not end the conversation; a fault of ours must be seen.
-            sentence = mendable(error)
-            if sentence is None or isinstance(error, BrokenPipeError):
-                raise
-            complain(sentence)
+            _explain(error)
             self._images.clear()
             return
         typer.echo()
         typer.echo(statistics(self._engine.stats), err=True)
         self._messages += [question, Message("assistant", "".join(pieces))]
         self._images.clear()
+
+
+def _explain(error: Exception) -> None:
+    """One line: what cannot be answered must not end the conversation. Raises what the user cannot mend."""
+    sentence = mendable(error)
+    if sentence is None or isinstance(error, BrokenPipeError):
+        raise error
+    complain(sentence)
 
 
 def _read(typed: bool) -> str | None:

@@ -15,6 +15,7 @@ from handlens.cli.outcome import STOPPED, answered, complain
 from handlens.cli.quiet import hushed_loading
 from handlens.cli.tiles import write_tiles
 from handlens.cli.units import size
+from handlens_runtime.errors import OptionError
 
 if TYPE_CHECKING:
     from handlens_runtime.engine import Engine
@@ -61,6 +62,8 @@ def run(
     """Ask a bundle a question, or chat with it."""
     if as_json and prompt is None:
         raise typer.BadParameter("--json answers one question; give it as PROMPT.", param_hint="--json")
+    if max_tokens < 1:
+        raise OptionError(f"--max-tokens is {max_tokens}; choose a whole number of at least 1.")
     with interruptible():
         from handlens_runtime.options import Options
 

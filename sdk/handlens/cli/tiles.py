@@ -11,6 +11,7 @@ from handlens_runtime.errors import OptionError
 if TYPE_CHECKING:
     from handlens_runtime.manifest import Manifest
 
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 GAP = 16
 """Pixels between one picture and the next below it."""
 
@@ -27,8 +28,10 @@ def write_tiles(manifest: Manifest, images: Sequence[Path], target: Path) -> Non
         raise OptionError(f"--show-tiles needs a bundle that reads pictures, but {manifest.name} reads text only.")
     if not images:
         raise OptionError("--show-tiles needs a picture; give one with --image.")
-    if target.suffix.lower() not in Image.registered_extensions():
-        raise OptionError(f"--show-tiles {target} has no ending of an image file; name it as in tiles.png.")
+    if target.suffix.lower() not in ENDINGS:
+        raise OptionError(f"--show-tiles {target} does not end in {', '.join(ENDINGS)}; name it as in tiles.png.")
+    if not target.parent.is_dir():
+        raise OptionError(f"--show-tiles {target}: there is no folder {target.parent}; make it, or name another.")
     sheets = [draw_tiles(open_image(image, rule.max_pixels, rule.background), rule) for image in images]
     page = Image.new(
         "RGB",
