@@ -19,11 +19,7 @@ def check_target(target: Path, force: bool) -> None:
     if target.exists() or target.is_symlink():
         if not force:
             raise TargetError(f"{target} already exists; give another place, or --force to replace it.")
-        replaceable = target.is_dir() and not target.is_symlink()
-        # Both files: a browser extension or a web page has a manifest.json too.
-        if not replaceable or (
-            any(target.iterdir()) and not all((target / name).exists() for name in (MANIFEST, SEAL))
-        ):
+        if not _replaceable(target):
             raise TargetError(
                 f"{target} exists and is not a bundle, so --force does not replace it; give another place."
             )
@@ -35,6 +31,13 @@ def check_target(target: Path, force: bool) -> None:
         probe.rmdir()
     except OSError as error:
         raise TargetError(f"{above} cannot be written to ({error.strerror}); give another place.") from error
+
+
+def _replaceable(target: Path) -> bool:
+    """A bundle, or an empty folder. Both files count: a browser extension has a manifest.json too."""
+    if target.is_symlink() or not target.is_dir():
+        return False
+    return not any(target.iterdir()) or all((target / name).exists() for name in (MANIFEST, SEAL))
 
 
 @contextmanager

@@ -35,6 +35,12 @@ def old(tmp_path) -> Path:
     return target
 
 
+def fail_halfway(target: Path, failure: BaseException) -> None:
+    with staged(target) as folder:
+        (folder / "half").write_text("written")
+        raise failure
+
+
 def test_what_was_staged_becomes_the_target(tmp_path):
     with staged(tmp_path / "deep" / "bundle") as folder:
         (folder / "file").write_text("new")
@@ -51,17 +57,15 @@ def test_an_old_bundle_is_replaced_when_the_new_one_is_whole(tmp_path, old):
 
 @pytest.mark.parametrize("failure", [ValueError("a bug"), KeyboardInterrupt(), SystemExit(1)])
 def test_a_failure_leaves_nothing_behind(tmp_path, failure):
-    with pytest.raises(type(failure)), staged(tmp_path / "bundle") as folder:
-        (folder / "half").write_text("written")
-        raise failure
+    with pytest.raises(type(failure)):
+        fail_halfway(tmp_path / "bundle", failure)
     assert names(tmp_path) == []
 
 
 @pytest.mark.parametrize("failure", [ValueError("a bug"), KeyboardInterrupt()])
 def test_a_failure_keeps_the_old_bundle(tmp_path, old, failure):
-    with pytest.raises(type(failure)), staged(old) as folder:
-        (folder / "half").write_text("written")
-        raise failure
+    with pytest.raises(type(failure)):
+        fail_halfway(old, failure)
     assert names(tmp_path) == ["bundle", f"bundle/{MANIFEST}", f"bundle/{SEAL}"]
 
 
@@ -80,7 +84,7 @@ def test_a_rename_that_fails_puts_the_old_bundle_back(tmp_path, old, monkeypatch
 
 
 def test_a_full_disk_is_one_sentence(tmp_path):
-    with pytest.raises(TargetError, match="No space left on device.*make room") as error, staged(tmp_path / "bundle"):
+    with pytest.raises(TargetError, match=r"No space left on device.*make room") as error, staged(tmp_path / "bundle"):
         raise OSError(errno.ENOSPC, "No space left on device")
     assert "\n" not in str(error.value)
     assert names(tmp_path) == []

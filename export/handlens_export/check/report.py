@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import Any, Literal
 
 from handlens_runtime.manifest import BackendName
@@ -35,7 +36,7 @@ class Distance:
     prompt: str
     cosine: float
     kl: float
-    """Kullback-Leibler divergence from the float distribution, in nats."""
+    """Kullback-Leibler divergence from the float distribution, in nats; not a number where the logits are none."""
     same_token: bool
 
 
@@ -57,11 +58,11 @@ class Report:
         return next((stage for stage in STAGES if stage in failed), None)
 
     def to_json(self) -> dict[str, Any]:
-        """For scripts."""
+        """For scripts; JSON has null for what is not a number."""
         names = dict.fromkeys(finding.backend for finding in self.findings)
         return {
             "passed": self.passed,
             "departs": {name: self.departs(name) for name in names},
             "findings": [asdict(finding) for finding in self.findings],
-            "distances": [asdict(distance) for distance in self.distances],
+            "distances": [{**asdict(one), "kl": one.kl if isfinite(one.kl) else None} for one in self.distances],
         }
