@@ -22,6 +22,9 @@ PY := $(VENV)/bin/python
 HANDLENS := $(VENV)/bin/handlens
 STAMP := $(VENV)/.installed
 DEMO := $(HANDLENS_CACHE)/demo
+# A demo bundle older than the exporter's code is made again.
+EXPORTER := $(wildcard export/handlens_export/*.py export/handlens_export/*/*.py export/handlens_export/*/*/*.py \
+  runtime/handlens_runtime/manifest.py)
 PHOTOGRAPH = $(firstword $(sort $(wildcard assets/photographs/*.jpg assets/photographs/*.png)))
 
 .DEFAULT_GOAL := help
@@ -41,19 +44,21 @@ $(STAMP): pyproject.toml
 	$(PY) -m pip install --quiet -e ".[export,dev]"
 	@touch $@
 
-# SmolLM2 for ONNX Runtime alone: its .pte takes minutes to lower, nano's takes seconds and shows the same way.
-demo: $(STAMP)
-	@gguf="$$($(PY) -m handlens_export.materials smollm2)" && \
-	{ $(HANDLENS) inspect "$(DEMO)/smollm2" >/dev/null 2>&1 || \
-	  $(HANDLENS) export "$$gguf" -o "$(DEMO)/smollm2" --context 1024 --backend onnx --force; }
+demo: $(STAMP) $(DEMO)/smollm2/manifest.json $(DEMO)/nano/manifest.json
 	@echo && echo "SmolLM2-135M-Instruct, real weights, 4 bits. Question: What is the capital of France?"
 	@$(HANDLENS) run "$(DEMO)/smollm2" "What is the capital of France?" --max-tokens 40
-	@{ $(HANDLENS) inspect "$(DEMO)/nano" >/dev/null 2>&1 || { \
-	  $(HANDLENS) init bluelm-v-nano -o "$(DEMO)/nano-checkpoint" --force && \
-	  $(HANDLENS) export "$(DEMO)/nano-checkpoint" -o "$(DEMO)/nano" --context 1024 --force; }; }
 	@echo && echo "bluelm-v-nano, a whole vision-language model of RANDOM weights: its answer is noise, the way to it is not."
 	@echo "Photograph: $(PHOTOGRAPH). Question: What is this?"
 	@$(HANDLENS) run "$(DEMO)/nano" --image "$(PHOTOGRAPH)" "What is this?" --max-tokens 16
+
+# SmolLM2 for ONNX Runtime alone: its .pte takes minutes to lower, nano's takes seconds and shows the same way.
+$(DEMO)/smollm2/manifest.json: $(EXPORTER) | $(STAMP)
+	@gguf="$$($(PY) -m handlens_export.materials smollm2)" && \
+	$(HANDLENS) export "$$gguf" -o "$(DEMO)/smollm2" --context 1024 --backend onnx --force
+
+$(DEMO)/nano/manifest.json: $(EXPORTER) | $(STAMP)
+	$(HANDLENS) init bluelm-v-nano -o "$(DEMO)/nano-checkpoint" --force
+	$(HANDLENS) export "$(DEMO)/nano-checkpoint" -o "$(DEMO)/nano" --context 1024 --force
 
 # Real weights are fetched once; the tests themselves need no network.
 test: $(STAMP)
