@@ -276,19 +276,30 @@ def test_every_product_is_delegated(pair):
 @pytest.mark.xdist_group("executorch-text")
 def test_too_few_delegated_nodes_are_refused_in_one_sentence(text):
     with pytest.raises(
-        UnsupportedError, match=r"method forward leaves \d+ of \d+ nodes.*more than the 1% allowed"
+        UnsupportedError, match=r"program forward leaves \d+ of \d+ nodes.*more than the 1% allowed"
     ) as e:
         check_delegation("executorch", text.graphs, 0.01)
     assert "\n" not in str(e.value) and str(e.value).count("; ") == 1
 
 
+def graphs_with(**not_delegated) -> BackendGraphs:
+    """A decoder of 1,000 nodes, with these left over."""
+    graph = {"file": "f", "method": "forward", "inputs": (), "outputs": (), "nodes": 1000, "delegated": 900}
+    return BackendGraphs(decoder=Graph(**graph, not_delegated=not_delegated), files=("f",))
+
+
 def test_a_product_left_portable_is_refused_whatever_the_share():
-    decoder = Graph(
-        file="f", method="forward", inputs=(), outputs=(), nodes=1000, delegated=999, not_delegated={"aten.addmm": 1}
-    )
-    graphs = BackendGraphs(decoder=decoder, files=("f",))
-    with pytest.raises(UnsupportedError, match=r"1 aten\.addmm"):
-        check_delegation("executorch", graphs, 0.5)
+    with pytest.raises(
+        UnsupportedError, match=r"program forward leaves products .*\(2 aten_addmm\); choose other --bits"
+    ):
+        check_delegation("executorch", graphs_with(aten_addmm=2, aten_add=90), 1.0)
+
+
+def test_float_products_are_refused_only_where_they_were_not_asked_for():
+    graphs = graphs_with(MatMul=7)
+    check_delegation("onnx", graphs, 0.5, frozenset({"decoder"}))
+    with pytest.raises(UnsupportedError, match="7 MatMul"):
+        check_delegation("onnx", graphs, 0.5, frozenset({"vision"}))
 
 
 def test_a_linear_rounds_its_input_per_token_as_the_kernel_does():

@@ -74,14 +74,20 @@ def check_delegation(
     for role, graph in (("vision", graphs.vision), ("decoder", graphs.decoder)):
         if graph is None:
             continue
-        left = sum(graph.not_delegated.values())
-        products = [name for name in graph.not_delegated if any(part in name for part in PRODUCTS)]
         if backend == "onnx" and role in float_parts:
             continue  # ONNX Runtime's own float products are what was asked for
-        if products or left > most * graph.nodes:
-            worst = sorted(graph.not_delegated.items(), key=lambda item: -item[1])[:5]
+        left = sum(graph.not_delegated.values())
+        products = {name: n for name, n in graph.not_delegated.items() if any(part in name for part in PRODUCTS)}
+        if not products and left <= most * graph.nodes:
+            continue
+        worst = sorted((products or graph.not_delegated).items(), key=lambda item: -item[1])[:5]
+        named, program = ", ".join(f"{count} {name}" for name, count in worst), graph.method or role
+        if products:
             raise UnsupportedError(
-                f"The {backend} method {graph.method} leaves {left} of {graph.nodes} nodes to portable kernels "
-                f"({', '.join(f'{count} {name}' for name, count in worst)}), more than the {most:.0%} allowed; "
-                "raise --max-portable or choose another --backend."
+                f"The {backend} program {program} leaves products of matrices to kernels that are too slow ({named}); "
+                "choose other --bits or another --backend."
             )
+        raise UnsupportedError(
+            f"The {backend} program {program} leaves {left} of {graph.nodes} nodes to portable kernels ({named}), more "
+            f"than the {most:.0%} allowed; raise --max-portable or choose another --backend."
+        )
