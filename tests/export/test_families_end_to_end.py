@@ -25,7 +25,12 @@ from handlens_runtime.tokenizer import Tokenizer
 
 TEXT = ("llama", "qwen2", "gemma")
 SEEING = ("bluelm_v", "smolvlm", "idefics3", "paligemma")
-FAMILIES = [pytest.param(f, marks=pytest.mark.xdist_group(f"bundle-{f}")) for f in (*SEEING, *TEXT)]
+ALWAYS = ("bluelm_v", "paligemma", "llama")
+"""A causal one with pictures, one that is not causal, one without pictures; `make verify` runs all seven."""
+FAMILIES = [
+    pytest.param(f, marks=[pytest.mark.xdist_group(f"bundle-{f}"), *([] if f in ALWAYS else [pytest.mark.long])])
+    for f in (*SEEING, *TEXT)
+]
 BACKENDS = ("executorch", "onnx")
 TOKENS = 16
 

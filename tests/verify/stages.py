@@ -17,7 +17,18 @@ def tests(path: str, bar: str) -> Outcome:
     """Run a file of tests and count."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", path]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "",
+            f"--junitxml={report}",
+            path,
+        ]
         code = subprocess.run(command, cwd=ROOT).returncode
         cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
     failed = [case.get("name") for case in cases if case.find("failure") is not None or case.find("error") is not None]
