@@ -69,9 +69,11 @@ def _parity(folder: Path, source: Path, message: Message, name: BackendName) -> 
     chunks = [backend.decode(rows[begin : begin + chunk], begin) for begin in starts]
     ends = [min(begin + chunk, len(rows)) - 1 for begin in starts]
     ours = _Departures.of(steps, expected)
-    noise = [_Departures.of(_nudged(network, prepared, chunk, seed), expected) for seed in SEEDS]
+    nudged = [_nudged(network, prepared, chunk, seed) for seed in SEEDS]
+    noise = [_Departures.of(one, expected) for one in nudged]
+    largest = max(float(np.abs(one - expected).max()) for one in nudged)
     worst_chunk = min(cosine(found, expected[end]) for found, end in zip(chunks, ends, strict=True))
-    greedy = _greedy(backend, network, chunks[-1], expected[-1], len(rows))
+    greedy = _greedy(backend, network, chunks[-1], expected[-1], len(rows), largest)
 
     within = ours.below == 0 or ours.like(noise)
     values = {
@@ -133,12 +135,14 @@ def _program_rows(backend: Backend, prepared: PreparedPrompt) -> Rows:
 
 
 @torch.no_grad()
-def _greedy(backend: Backend, network: Network, found: Logits, expected: Logits, position: int) -> dict[str, Any]:
-    """Both go on by the same tokens until they choose differently."""
+def _greedy(
+    backend: Backend, network: Network, found: Logits, expected: Logits, position: int, noise: float
+) -> dict[str, Any]:
+    """Both go on by the same tokens until they choose differently; `noise` is the reference's own, in logits."""
     for step in range(GREEDY):
         departs = departure(step, found, expected)
         if departs is not None:
-            return {"departs": departs.as_dict(), "equal or within noise": departs.within_noise}
+            return {"departs": departs.as_dict(), "noise": noise, "equal or within noise": departs.within(noise)}
         token = np.array([int(expected.argmax())])
         rows = network.decoder.embedding(torch.from_numpy(token)[None])
         expected = network.logits(rows, position + step)[0, -1].numpy()
