@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 TILE = ".npy"
 
@@ -25,9 +26,9 @@ def text_answer(program: Path, tokenizer: Path, prompt: str, tokens: int, folder
 
 
 def multimodal_answer(
-    program: Path, tokenizer: Path, pieces: list[list[int] | NDArray[np.float32]], tokens: int, folder: Path
-) -> tuple[list[str], int]:
-    """Greedy pieces from MultimodalRunner; `pieces`: token ids and tiles (3, s, s) in the prompt's order."""
+    program: Path, vocab_size: int, pieces: list[list[int] | NDArray[np.float32]], tokens: int, folder: Path
+) -> tuple[list[int], int]:
+    """Greedy ids from MultimodalRunner; `pieces`: token ids and tiles (3, s, s) in the prompt's order."""
     named: list[list[int] | str] = []
     for index, piece in enumerate(pieces):
         if isinstance(piece, np.ndarray):
@@ -35,7 +36,14 @@ def multimodal_answer(
             named.append(str(folder / f"{index}{TILE}"))
         else:
             named.append(piece)
-    return _ask({"program": str(program), "tokenizer": str(tokenizer), "pieces": named, "tokens": tokens}, folder)
+    # Ids go in, so a tokenizer is needed for the answer alone. One that spells ids: random weights choose bytes that
+    # are no UTF-8, which the binding cannot give back.
+    tokenizer = Tokenizer(models.BPE({f"<{token}>": token for token in range(vocab_size)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    question = {"program": str(program), "tokenizer": str(folder / "tokenizer.json"), "pieces": named, "tokens": tokens}
+    texts, count = _ask(question, folder)
+    return [int(text.strip("<>")) for text in texts], count
 
 
 def _ask(question: dict[str, Any], folder: Path) -> tuple[list[str], int]:

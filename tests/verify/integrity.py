@@ -16,7 +16,7 @@ from outcome import Cases, Outcome
 from handlens_runtime.bundle import MANIFEST, SEAL, Bundle
 from handlens_runtime.errors import BundleError
 
-WHOLE = 24 * 1024
+WHOLE = 12 * 1024
 """Files up to this size are damaged at every byte, larger ones at SAMPLE positions."""
 SAMPLE = 200
 MASKS = (0x01, 0x20, 0x80, 0xFF)

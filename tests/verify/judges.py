@@ -35,13 +35,15 @@ def text(group: int) -> Outcome:
     rows = []
     for question in QUESTIONS:
         messages = [Message("user", question)]
-        ours, count = _engine_pieces(engine, messages)
+        # Each token's own text, as the runner prints it.
+        ours = [engine.tokenizer.decode([one], skip_special_tokens=False) for one in _ids(engine, messages)]
         prompt = render(engine.bundle.manifest.chat, messages, parts=False, answer=True)
         with tempfile.TemporaryDirectory() as scratch:
-            theirs, counted = executorch_judge.text_answer(
+            theirs, count = executorch_judge.text_answer(
                 folder / PROGRAM, folder / TOKENIZER, prompt, TOKENS, Path(scratch)
             )
-        rows.append(_row(question, ours, theirs, count == counted))
+        same = count == engine.stats.prompt_tokens and ours == theirs
+        rows.append({"question": question, "tokens": len(ours), "same": same, "answer": "".join(theirs)})
     return _outcome("TextLLMRunner", rows)
 
 
@@ -60,23 +62,23 @@ def tiny(family: str) -> Outcome:
 
 def _multimodal(folder: Path, pictures: list[Path]) -> Outcome:
     engine = Engine(folder, "executorch")
+    manifest = engine.bundle.manifest
     rows = []
     for picture in pictures:
         messages = [Message("user", "What is this?", images=(picture,))]
-        ours, count = _engine_pieces(engine, messages)
-        prepared = prepare_prompt(engine.bundle.manifest, engine.tokenizer, messages)
+        ours = _ids(engine, messages)
+        prepared = prepare_prompt(manifest, engine.tokenizer, messages)
         with tempfile.TemporaryDirectory() as scratch:
-            theirs, counted = executorch_judge.multimodal_answer(
-                folder / PROGRAM, folder / TOKENIZER, _pieces(engine, prepared), TOKENS, Path(scratch)
+            theirs, count = executorch_judge.multimodal_answer(
+                folder / PROGRAM, manifest.sizes.vocab_size, _pieces(engine, prepared), TOKENS, Path(scratch)
             )
-        rows.append(_row(picture.name, ours, theirs, count == counted))
+        same = count == engine.stats.prompt_tokens and ours == theirs
+        rows.append({"picture": picture.name, "tokens": len(ours), "same": same, "ours": ours, "theirs": theirs})
     return _outcome("MultimodalRunner", rows)
 
 
-def _engine_pieces(engine: Engine, messages: list[Message]) -> tuple[list[str], int]:
-    """Each greedy token's own text, as the runners print it, and the prompt's length."""
-    ids = [token.id for token in engine.generate(messages, Options(max_tokens=TOKENS, temperature=0.0))]
-    return [engine.tokenizer.decode([one], skip_special_tokens=False) for one in ids], engine.stats.prompt_tokens
+def _ids(engine: Engine, messages: list[Message]) -> list[int]:
+    return [token.id for token in engine.generate(messages, Options(max_tokens=TOKENS, temperature=0.0))]
 
 
 def _pieces(engine: Engine, prepared: PreparedPrompt) -> list[list[int] | NDArray[np.float32]]:
@@ -94,17 +96,6 @@ def _pieces(engine: Engine, prepared: PreparedPrompt) -> list[list[int] | NDArra
         else:
             pieces.append([key])
     return pieces
-
-
-def _row(question: str, ours: list[str], theirs: list[str], same_prompt: bool) -> dict[str, Any]:
-    return {
-        "question": question,
-        "tokens": len(ours),
-        "same": same_prompt and ours == theirs,
-        "different kinds": len(set(ours)),
-        "ours": "".join(ours),
-        "theirs": "".join(theirs),
-    }
 
 
 def _outcome(runner: str, rows: list[dict[str, Any]]) -> Outcome:
