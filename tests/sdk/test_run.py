@@ -86,9 +86,13 @@ def test_ctrl_c_stops_the_answer_and_leaves_with_130(runner: CliRunner, bundle: 
                 os.kill(os.getpid(), signal.SIGINT)
 
     engine.generate = interrupted  # type: ignore[method-assign,assignment]
-    result = runner.invoke(app, ["run", str(bundle), "What?"])
-    assert (result.exit_code, result.stdout) == (130, "Onetwo\n")
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell starts us with it ignored
+    try:
+        result = runner.invoke(app, ["run", str(bundle), "What?"])
+        assert (result.exit_code, result.stdout) == (130, "Onetwo\n")
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_statistics_name_what_took_the_time() -> None:
