@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def text_answer(program: Path, tokenizer: Path, prompt: str, tokens: int, folder
 
 
 def multimodal_answer(
-    program: Path, vocab_size: int, pieces: list[list[int] | NDArray[np.float32]], tokens: int, folder: Path
+    program: Path, vocab_size: int, pieces: Sequence[list[int] | NDArray[np.float32]], tokens: int, folder: Path
 ) -> tuple[list[int], int]:
     """Greedy ids from MultimodalRunner; `pieces`: token ids and tiles (3, s, s) in the prompt's order."""
     named: list[list[int] | str] = []
@@ -44,6 +45,26 @@ def multimodal_answer(
     question = {"program": str(program), "tokenizer": str(folder / "tokenizer.json"), "pieces": named, "tokens": tokens}
     texts, count = _ask(question, folder)
     return [int(text.strip("<>")) for text in texts], count
+
+
+def in_pieces(
+    keys: Sequence[int | tuple[str, int]], tiles: dict[str, NDArray[np.float32]], tokens_per_tile: int
+) -> list[list[int] | NDArray[np.float32]]:
+    """A prompt's rows as MultimodalRunner takes them: runs of ids, and a tile where its embeddings stand.
+
+    A key is an id, or (a picture, which of its rows); `tiles` are each picture's, (n, 3, s, s).
+    """
+    pieces: list[list[int] | NDArray[np.float32]] = []
+    for key in keys:
+        if isinstance(key, tuple):
+            picture, row = key
+            if row % tokens_per_tile == 0:
+                pieces.append(tiles[picture][row // tokens_per_tile])
+        elif pieces and isinstance(pieces[-1], list):
+            pieces[-1].append(key)
+        else:
+            pieces.append([key])
+    return pieces
 
 
 def _ask(question: dict[str, Any], folder: Path) -> tuple[list[str], int]:

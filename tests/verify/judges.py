@@ -9,14 +9,12 @@ from typing import Any
 
 import bundles
 import executorch_judge
-import numpy as np
-from numpy.typing import NDArray
 from outcome import Cases, Outcome
 from tiny_checkpoints import tiny_checkpoint
 
 from handlens_export import pipeline
 from handlens_export.photographs import photographs
-from handlens_export.prompt_rows import PreparedPrompt, prepare_prompt
+from handlens_export.prompt_rows import prepare_prompt
 from handlens_export.recipe import Recipe
 from handlens_runtime.bundle import TOKENIZER
 from handlens_runtime.chat import Message, render
@@ -68,9 +66,12 @@ def _multimodal(folder: Path, pictures: list[Path]) -> Outcome:
         messages = [Message("user", "What is this?", images=(picture,))]
         ours = _ids(engine, messages)
         prepared = prepare_prompt(manifest, engine.tokenizer, messages)
+        assert manifest.image is not None
+        tiles = {key: cut.pixels for key, cut in prepared.tiles.items()}
+        pieces = executorch_judge.in_pieces(prepared.prompt.keys, tiles, manifest.image.tokens_per_tile)
         with tempfile.TemporaryDirectory() as scratch:
             theirs, count = executorch_judge.multimodal_answer(
-                folder / PROGRAM, manifest.sizes.vocab_size, _pieces(engine, prepared), TOKENS, Path(scratch)
+                folder / PROGRAM, manifest.sizes.vocab_size, pieces, TOKENS, Path(scratch)
             )
         same = count == engine.stats.prompt_tokens and ours == theirs
         rows.append({"picture": picture.name, "tokens": len(ours), "same": same, "ours": ours, "theirs": theirs})
@@ -79,23 +80,6 @@ def _multimodal(folder: Path, pictures: list[Path]) -> Outcome:
 
 def _ids(engine: Engine, messages: list[Message]) -> list[int]:
     return [token.id for token in engine.generate(messages, Options(max_tokens=TOKENS, temperature=0.0))]
-
-
-def _pieces(engine: Engine, prepared: PreparedPrompt) -> list[list[int] | NDArray[np.float32]]:
-    """The prompt as the runner takes it: runs of ids, and a tile where its embeddings stand."""
-    rule = engine.bundle.manifest.image
-    assert rule is not None
-    pieces: list[list[int] | NDArray[np.float32]] = []
-    for key in prepared.prompt.keys:
-        if isinstance(key, tuple):
-            digest, row = key
-            if row % rule.tokens_per_tile == 0:
-                pieces.append(prepared.tiles[digest].pixels[row // rule.tokens_per_tile])
-        elif pieces and isinstance(pieces[-1], list):
-            pieces[-1].append(key)
-        else:
-            pieces.append([key])
-    return pieces
 
 
 def _outcome(runner: str, rows: list[dict[str, Any]]) -> Outcome:
