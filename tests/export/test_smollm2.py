@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAYERS = 4
 TOKENS, WINDOW, CHUNK = 1000, 500, 128
 MOST = 0.01
+NOISE_FACTOR = 1.5
 ANSWER = 16
 
 
@@ -94,17 +95,21 @@ def assert_same_perplexity(engine: Engine, cut: Path, backend: BackendName) -> N
     network = reference(engine.bundle, plan(read(cut), recipe_of(engine.bundle.manifest)), backend)
     found = np.concatenate([engine.score_ids(window) for window in windows])
     expected = np.concatenate([eager_scores(network, window) for window in windows])
+    nudged = np.concatenate([eager_scores(network, window, nudge=1e-6) for window in windows])
     apart = found - expected
-    error = float(apart.std() / len(apart) ** 0.5)
-    print(backend, float(apart.mean()), float(apart.std()), error, float(-expected.mean()))
-    assert abs(np.expm1(-apart.mean())) <= MOST
+    # Int8 activations amplify the last bit of a sum to some tenths of a nat a token, which kernels of another processor
+    # draw anew: the mean may be off by its own error, and a token by no more than the reference's are from its own.
+    error = apart.std() / len(apart) ** 0.5
+    assert abs(np.expm1(-apart.mean())) <= max(MOST, 3 * error)
+    assert apart.std() <= NOISE_FACTOR * (nudged - expected).std()
 
 
 @torch.no_grad()
-def eager_scores(network: Network, ids: Sequence[int]) -> NDArray[np.float64]:
-    """Log-probability of each of `ids` but the first, in the engine's chunks."""
+def eager_scores(network: Network, ids: Sequence[int], nudge: float = 0.0) -> NDArray[np.float64]:
+    """Log-probability of each of `ids` but the first, in the engine's chunks; `nudge` moves its input by that share."""
     every = torch.tensor(ids)
     rows = network.decoder.embedding(every[None])
+    rows = rows * (1 + nudge * torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)))
     scores = []
     for begin in range(0, len(ids) - 1, CHUNK):
         following = every[begin + 1 : begin + 1 + CHUNK]
