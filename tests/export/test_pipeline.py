@@ -292,7 +292,10 @@ export(Path(sys.argv[1]), Path(sys.argv[2]), Recipe())
 
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(f, marks=pytest.mark.xdist_group(f"bundle-{f}")) for f in ("bluelm_v", "llama")],
+    [
+        pytest.param("bluelm_v", marks=pytest.mark.xdist_group("bundle-bluelm_v")),
+        pytest.param("llama", marks=[pytest.mark.xdist_group("bundle-llama"), pytest.mark.long]),
+    ],
 )
 def test_the_same_checkpoint_gives_the_same_bytes_from_anywhere(exported, tmp_path, family):
     """In another process with another hash seed, from another folder of another name, to another place."""
