@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import get_args
 
 from handlens_export.errors import UnsupportedError
 from handlens_runtime.manifest import BackendName, KVFormat
@@ -38,8 +39,8 @@ class Recipe:
     """Share of a program's nodes that may be left to portable kernels before the export fails."""
 
     def __post_init__(self) -> None:
-        if not self.backends:
-            raise UnsupportedError("No backend was asked for; name at least one of executorch, onnx with --backend.")
+        self._refuse_other_types()
+        self._refuse_other_backends()
         for backend in self.backends:
             have = BITS[backend]
             for flag, bits in (
@@ -56,12 +57,42 @@ class Recipe:
             raise UnsupportedError(f"--embedding-bits {self.embedding_bits} is not possible; choose 8 or 32.")
         if self.group not in GROUPS:
             raise UnsupportedError(f"--group {self.group} is not possible; choose one of 32, 64, 128.")
+        if self.kv not in get_args(KVFormat):
+            raise UnsupportedError(f"--kv {self.kv!r} is not possible; choose one of {', '.join(get_args(KVFormat))}.")
         if self.chunk < 1:
             raise UnsupportedError(f"--chunk is {self.chunk}, but a pass takes at least 1 token.")
         if self.context is not None and self.context < 2:
             raise UnsupportedError(f"--context is {self.context}, but a prompt and an answer need at least 2 tokens.")
         if not 0 <= self.max_portable <= 1:
             raise UnsupportedError(f"--max-portable is {self.max_portable}, but a share lies between 0 and 1.")
+
+    def _refuse_other_types(self) -> None:
+        """What the command line's parser refuses, for a recipe made in Python: 4.0 equals 4, but is not saved as 4."""
+        numbers = ("bits", "group", "head_bits", "vision_bits", "embedding_bits", "context", "chunk")
+        for name in numbers:
+            value = getattr(self, name)
+            if type(value) is not int and not (name == "context" and value is None):
+                flag, example = f"--{name.replace('_', '-')}", getattr(Recipe, name) or 2048
+                raise UnsupportedError(
+                    f"{flag} is {value!r}, but it must be a whole number; give one such as {example}."
+                )
+        if isinstance(self.max_portable, bool) or not isinstance(self.max_portable, int | float):
+            raise UnsupportedError(f"--max-portable is {self.max_portable!r}, but a share lies between 0 and 1.")
+
+    def _refuse_other_backends(self) -> None:
+        if isinstance(self.backends, str):
+            raise UnsupportedError(
+                f"backends is {self.backends!r}, but it must be a tuple of names, such as ({self.backends!r},)."
+            )
+        if not self.backends:
+            raise UnsupportedError("No backend was asked for; name at least one of executorch, onnx with --backend.")
+        for index, backend in enumerate(self.backends):
+            if backend not in BITS:
+                raise UnsupportedError(
+                    f"--backend names {backend!r}, but the backends are {', '.join(BITS)}; choose among these."
+                )
+            if backend in self.backends[:index]:
+                raise UnsupportedError(f"--backend names {backend} twice; name each once.")
 
     @property
     def float_roles(self) -> frozenset[str]:
