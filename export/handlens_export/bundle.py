@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import os
+import re
 import shutil
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from handlens_export.errors import TargetError
@@ -26,9 +30,7 @@ def check_target(target: Path, force: bool) -> None:
     # Folders above that are not there yet are made only when there is something to write.
     above = next(folder for folder in target.absolute().parents if folder.exists())
     try:
-        probe = above / f".{target.name}.probe"
-        probe.mkdir(exist_ok=True)
-        probe.rmdir()
+        Path(tempfile.mkdtemp(".probe", f".{target.name}.", above)).rmdir()
     except OSError as error:
         raise TargetError(f"{above} cannot be written to ({error.strerror}); give another place.") from error
 
@@ -42,29 +44,89 @@ def _replaceable(target: Path) -> bool:
 
 @contextmanager
 def staged(target: Path) -> Iterator[Path]:
-    """An empty folder beside `target` that becomes it when the block ends, and vanishes when it fails.
+    """An empty folder that becomes `target` when the block ends, and vanishes when it fails.
 
-    What an export that was killed left behind is removed first. Raises TargetError where the disk is full.
+        .bundle.x7_q2.partial/    beside the target, one for each export, locked while its export lives
+        ├── new/                  what is yielded; renamed to the target
+        └── old/                  the bundle that it replaces, until the new one stands
+
+    What an export that was killed left behind is removed first, that of one still at work never. Folders made above
+    `target` go again upon a failure. Raises TargetError where the disk is full, or where a `target` appeared that
+    was not there at the beginning.
     """
-    partial, replaced = _beside(target, "partial"), _beside(target, "replaced")
-    shutil.rmtree(partial, ignore_errors=True)
+    made: list[Path] = []
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        shutil.rmtree(replaced, ignore_errors=True)
-        if target.exists():
-            target.rename(replaced)
-        partial.rename(target)
+        made = _make_parents(target)
+        with _workplace(target) as workplace:
+            was_there = target.exists()
+            new = workplace / "new"
+            new.mkdir()
+            yield new
+            if target.exists():
+                if not was_there:
+                    raise TargetError(
+                        f"{target} was written by another export meanwhile and is left as it is; "
+                        "give another place, or --force to replace it."
+                    )
+                target.rename(workplace / "old")
+            new.rename(target)
     except OSError as error:
         raise TargetError(
             f"{target} could not be written ({error.strerror or error}); make room or give another place, "
             "and export again."
         ) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if not target.exists() and replaced.exists():
-            replaced.rename(target)
-        shutil.rmtree(replaced, ignore_errors=True)
+        if not target.exists():
+            _remove_empty(made)
+
+
+@contextmanager
+def _workplace(target: Path) -> Iterator[Path]:
+    # Not a glob: `.bundle.*.partial` would take in those of a target `bundle.2`.
+    of_target = re.compile(rf"\.{re.escape(target.name)}\.\w+\.partial")
+    for other in target.parent.iterdir():
+        if of_target.fullmatch(other.name):
+            _sweep(other, target)
+    workplace = Path(tempfile.mkdtemp(".partial", f".{target.name}.", target.parent))
+    lock = os.open(workplace, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks: nothing is swept there either
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield workplace
+    finally:
+        _clear(workplace, target)
+        os.close(lock)
+
+
+def _sweep(workplace: Path, target: Path) -> None:
+    """Remove a workplace whose export is dead: its lock, which the system gives back, can be had."""
+    lock = None
+    with suppress(OSError):  # locked, or gone by now
+        lock = os.open(workplace, os.O_RDONLY)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if any(workplace.iterdir()):  # an empty one may be about to be locked
+            _clear(workplace, target)
+    if lock is not None:
+        os.close(lock)
+
+
+def _clear(workplace: Path, target: Path) -> None:
+    if not target.exists() and (workplace / "old").exists():
+        (workplace / "old").rename(target)
+    shutil.rmtree(workplace, ignore_errors=True)
+
+
+def _make_parents(target: Path) -> list[Path]:
+    """The folders above `target` that were not there, deepest first, made."""
+    missing = [folder for folder in target.absolute().parents if not folder.exists()]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    with suppress(OSError):  # someone else's by now
+        for folder in folders:
+            folder.rmdir()
 
 
 def file_entries(folder: Path) -> dict[str, FileEntry]:
@@ -90,7 +152,3 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def _entry(path: Path) -> FileEntry:
     with path.open("rb") as file:
         return FileEntry(size=path.stat().st_size, sha256=hashlib.file_digest(file, "sha256").hexdigest())
-
-
-def _beside(target: Path, purpose: str) -> Path:
-    return target.parent / f".{target.name}.{purpose}"
