@@ -101,6 +101,7 @@ def check(
     against: StrPath,
     *,
     images: Sequence[StrPath] = (),
+    lora: StrPath | None = None,
     backend: BackendName | None = None,
     progress: Progress | None = None,
 ) -> Report: ...
@@ -111,18 +112,23 @@ def check(
     against: StrPath | None = None,
     *,
     images: Sequence[StrPath] = (),
+    lora: StrPath | None = None,
     backend: BackendName | None = None,
     progress: Progress | None = None,
 ) -> Report | Replay:
     """Does a bundle answer as it should? By itself, or stage by stage beside the checkpoint it was made from.
 
     Without `against`: what its golden.json asks, on every installed backend, beside the answers recorded at export.
-    With it: a comparison on `images`, the exporter's own few where left out; this needs the extra `export`.
+    With it: a comparison on `images`, the exporter's own few where left out, with the checkpoint's weights after
+    `lora` is merged, as `export` does; this needs the extra `export`.
     Raises BundleError, BackendError; with `against` also CheckpointError, ImageError.
     """
     if against is None:
-        if images:
-            raise OptionError("images are compared with the checkpoint; give it as `against` too, or leave them out.")
+        for name, given in (("images", images), ("lora", lora)):
+            if given:
+                raise OptionError(
+                    f"{name} needs the checkpoint to compare with; give it as `against` too, or leave it out."
+                )
         from handlens_runtime.bundle import Bundle
         from handlens_runtime.golden import replay
 
@@ -131,5 +137,10 @@ def check(
     from handlens_export import check as checks
 
     return checks.check(
-        Path(bundle), Path(against), [Path(image) for image in images], backend=backend, progress=progress
+        Path(bundle),
+        Path(against),
+        [Path(image) for image in images],
+        lora=Path(lora) if lora else None,
+        backend=backend,
+        progress=progress,
     )

@@ -28,8 +28,16 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
     seen: list[tuple[object, ...]] = []
     findings = {"good": (GOOD,), "bad": (GOOD, WORST, NOISY, LATER)}
 
-    def check(bundle: Path, against: Path, images: list[Path], *, backend: str | None, progress: object) -> Report:
-        seen.append((bundle, against, images, backend))
+    def check(
+        bundle: Path,
+        against: Path,
+        images: list[Path],
+        *,
+        lora: Path | None,
+        backend: str | None,
+        progress: object,
+    ) -> Report:
+        seen.append((bundle, against, images, lora, backend))
         return Report(findings[bundle.name], (DISTANCE,))
 
     monkeypatch.setattr(checks, "check", check)
@@ -40,7 +48,7 @@ def test_a_bundle_that_answers_alike(runner: CliRunner, calls: list[tuple[object
     words = ["check", "good", "--against", "ckpt", "--image", "a.jpg", "--image", "b.jpg", "--backend", "onnx"]
     result = runner.invoke(app, words)
     assert result.exit_code == 0, result.stderr
-    assert calls == [(Path("good"), Path("ckpt"), [Path("a.jpg"), Path("b.jpg")], "onnx")]
+    assert calls == [(Path("good"), Path("ckpt"), [Path("a.jpg"), Path("b.jpg")], None, "onnx")]
     assert "onnx: answers like the checkpoint." in result.stdout
     assert "0.03 nats" in result.stdout
 
@@ -114,12 +122,19 @@ def test_a_replay_needs_no_workstation(
     assert "a_package_that_nobody_has" in refused.stderr
 
 
-def test_photographs_are_for_the_checkpoint(runner: CliRunner, bundle: Path) -> None:
-    result = runner.invoke(app, ["check", str(bundle), "--image", "a.jpg"])
+def test_the_lora_of_the_export_reaches_the_check(runner: CliRunner, calls: list[tuple[object, ...]]) -> None:
+    result = runner.invoke(app, ["check", "good", "--against", "ckpt", "--lora", "adapter"])
+    assert result.exit_code == 0, result.stderr
+    assert calls == [(Path("good"), Path("ckpt"), [], Path("adapter"), None)]
+
+
+@pytest.mark.parametrize(("option", "name"), [("--image", "images"), ("--lora", "lora")])
+def test_photographs_and_a_lora_are_for_the_checkpoint(runner: CliRunner, bundle: Path, option: str, name: str) -> None:
+    result = runner.invoke(app, ["check", str(bundle), option, "a"])
     assert result.exit_code == 2
-    assert "--against" in result.stderr
-    with pytest.raises(OptionError, match="against"):
-        _api.check(bundle, images=["a.jpg"])  # type: ignore[call-overload]
+    assert option in result.stderr and "--against" in result.stderr
+    with pytest.raises(OptionError, match=f"{name} needs .*against"):
+        _api.check(bundle, **{name: ["a"]})  # type: ignore[call-overload]
 
 
 def test_a_bundle_without_recorded_answers_says_what_to_do(runner: CliRunner, bundle: Path) -> None:

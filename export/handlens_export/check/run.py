@@ -38,17 +38,19 @@ def check(
     against: Path,
     images: Sequence[Path] = (),
     *,
+    lora: Path | None = None,
     backend: BackendName | Backend | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Compare a bundle's programs with the checkpoint folder or GGUF file it was made from.
 
-    `images`: photographs to ask about; the shipped ones where left out. `backend`: one of them, or an instance; all
+    `images`: photographs to ask about; the shipped ones where left out. `lora`: the adapter that the bundle was
+    exported with. `backend`: one of them, or an instance; all
     where left out. Raises BundleError, CheckpointError, UnsupportedError, ImageError, BackendError.
     """
     report = progress or (lambda _name, _share: None)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
-    checkpoint = read(against)
+    checkpoint = read(against, lora)
     _check_same(bundle, checkpoint, against)
     planned = plan(checkpoint, recipe_of(bundle.manifest))
     if images and planned.config.vision is None:

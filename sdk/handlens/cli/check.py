@@ -38,6 +38,10 @@ def check(
             metavar="FILE", help="With --against: a photograph to check with; repeatable.", show_default=False
         ),
     ] = None,
+    lora: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="With --against: the LoRA folder given to export.", show_default=False),
+    ] = None,
     backend: Annotated[
         BackendChoice | None, typer.Option(help="Check this backend only.", show_default="all in the bundle")
     ] = None,
@@ -47,8 +51,9 @@ def check(
 
     With --against it is stage by stage. The exit code is 1 if an answer or a stage departs.
     """
-    if image and against is None:
-        raise typer.BadParameter("is compared with the checkpoint; give --against too.", param_hint="--image")
+    for hint, given in (("--image", image), ("--lora", lora)):
+        if given and against is None:
+            raise typer.BadParameter("is compared with the checkpoint; give --against too.", param_hint=hint)
     from handlens import _api
 
     if against is None:
@@ -57,7 +62,7 @@ def check(
         _tell(replay, as_json, _show_replay)
     else:
         with interruptible(), shown() as progress:
-            report = _api.check(bundle, against, images=image or (), backend=backend, progress=progress)
+            report = _api.check(bundle, against, images=image or (), lora=lora, backend=backend, progress=progress)
         _tell(report, as_json, _show)
 
 
