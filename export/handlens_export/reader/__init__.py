@@ -1,0 +1,1 @@
+"""The reference model that reads text in images: its data by construction, its training, its judge."""
