@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ from handlens_export.bundle import check_target, file_entries, staged, write_gol
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import KV_SCALES, Plan, describe, plan
 from handlens_export.lower.lowering import LoweringSpec, check_delegation, find
+from handlens_export.network import decoding
 from handlens_export.network.load import Parameters
 from handlens_export.quantize.calibration import calibration_rows
 from handlens_export.quantize.kv_scales import Scales, calibrate, save_scales
@@ -24,6 +26,9 @@ from handlens_runtime.tokenizer import Tokenizer
 Progress = Callable[[str, float], None]
 """Called with a stage's name ("read", "quantize", "lower executorch", …) and the share of the whole done, 0 to 1."""
 
+Warn = Callable[[str], None]
+"""Called with one sentence for each thing that the checkpoint asks for and the bundle does not do."""
+
 SHARES = {"read": 0.02, "quantize": 0.13, "calibrate": 0.05, "lower": 0.72, "record": 0.05, "bundle": 0.03}
 """Of the time of an export, as measured on SmolLM2-135M for both backends."""
 
@@ -36,15 +41,19 @@ def export(
     lora: Path | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    warn: Warn | None = None,
 ) -> Manifest:
     """Export the checkpoint folder or GGUF file `source` into the bundle folder `target`; returns its manifest.
 
     Raises CheckpointError, UnsupportedError, TargetError. `target` is written beside and renamed: it is whole or
     it is not there. An existing `target` is replaced only with `force`, and only once the new one is whole.
+    What the checkpoint asks for and does not get goes to `warn`; without one, to Python's `warnings`.
     """
     stage = _Stages(progress or (lambda _stage, _share: None))
     check_target(target, force)
     planned = plan(read(source, lora), recipe)
+    for sentence in decoding.warnings(planned.checkpoint):
+        (warn or warnings.warn)(sentence)
     parameters = Parameters(planned.checkpoint, planned.family, planned.config)
     stage.done("read")
 

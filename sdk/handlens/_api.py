@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 StrPath = str | PathLike[str]
 Progress = Callable[[str, float], None]
 """Called with a stage's name and the share of the whole done, 0 to 1."""
+Warn = Callable[[str], None]
+"""Called with one sentence for each thing that a checkpoint asks for and its bundle does not do."""
 
 WORKSTATION = ("torch", "torchao", "executorch", "onnx", "onnxscript", "safetensors", "gguf", "transformers")
 """What the extra `export` brings."""
@@ -53,11 +55,13 @@ def export(
     lora: StrPath | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    warn: Warn | None = None,
 ) -> Manifest:
     """Export a checkpoint folder or GGUF file into the folder `bundle`; returns the bundle's manifest.
 
     `bundle` is whole or it is not there; an existing one is replaced only with `force`. `recipe` decides bits,
-    cache, context and backends; `lora` is merged into the weights. Needs the extra `export`.
+    cache, context and backends; `lora` is merged into the weights. What the checkpoint asks for and does not get, such
+    as beam search, goes to `warn`; without one, to Python's `warnings`. Needs the extra `export`.
     Raises CheckpointError, UnsupportedError, TargetError.
     """
     require_workstation("export")
@@ -71,6 +75,7 @@ def export(
         lora=Path(lora) if lora else None,
         force=force,
         progress=progress,
+        warn=warn,
     )
 
 

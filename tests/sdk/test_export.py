@@ -27,11 +27,14 @@ def calls(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> list[tuple[obj
         lora: Path | None = None,
         force: bool = False,
         progress: Callable[[str, float], None] | None = None,
+        warn: Callable[[str], None] | None = None,
     ) -> Manifest:
         seen.append((source, target, recipe, lora, force))
         if target.name == "taken":
             raise TargetError("taken exists; give --force.")
-        assert progress is not None
+        assert progress is not None and warn is not None
+        if source.name == "beams":
+            warn("beams sets num_beams 4.")
         for stage, share in (("read", 0.0), ("quantize", 0.5), ("quantize", 0.55), ("quantize", 0.9)):
             progress(stage, share)
         return manifest
@@ -82,6 +85,14 @@ def test_json_is_one_object_and_progress_goes_to_stderr(
         "50% quantize",
         "90% quantize",
     ]
+
+
+def test_what_the_bundle_will_not_do_is_told(runner: CliRunner, calls: list[tuple[object, ...]]) -> None:
+    result = runner.invoke(app, ["export", "beams", "-o", "bundle"])
+    assert result.exit_code == 0
+    assert result.stderr.splitlines()[-1] == "handlens: beams sets num_beams 4."
+    as_json = runner.invoke(app, ["export", "beams", "-o", "bundle", "--json"])
+    assert json.loads(as_json.stdout)["warnings"] == ["beams sets num_beams 4."]
 
 
 @pytest.mark.parametrize(

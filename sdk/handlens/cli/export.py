@@ -11,7 +11,7 @@ import typer
 
 from handlens.cli.choices import BackendChoice, KVChoice
 from handlens.cli.interrupt import interruptible
-from handlens.cli.outcome import answered
+from handlens.cli.outcome import answered, complain
 from handlens.cli.progress import duration, shown
 from handlens.cli.units import count, size
 
@@ -75,18 +75,24 @@ def export(
         max_portable=default.max_portable if max_portable is None else max_portable,
     )
     began = time.monotonic()
+    warnings: list[str] = []
     with interruptible(), shown() as progress:
-        manifest = _api.export(checkpoint, output, recipe, lora=lora, force=force, progress=progress)
-    _report(output, manifest, time.monotonic() - began, as_json)
+        manifest = _api.export(
+            checkpoint, output, recipe, lora=lora, force=force, progress=progress, warn=warnings.append
+        )
+    for warning in warnings:  # once the progress bar is gone
+        complain(warning)
+    _report(output, manifest, time.monotonic() - began, warnings, as_json)
 
 
-def _report(output: Path, manifest: Manifest, seconds: float, as_json: bool) -> None:
+def _report(output: Path, manifest: Manifest, seconds: float, warnings: list[str], as_json: bool) -> None:
     total = sum(entry.size for entry in manifest.files.values())
     if as_json:
         outcome = {
             "bundle": str(output),
             "seconds": round(seconds, 2),
             "bytes": total,
+            "warnings": warnings,
             "manifest": manifest.model_dump(mode="json"),
         }
         typer.echo(json.dumps(outcome))
