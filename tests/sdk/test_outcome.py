@@ -95,6 +95,14 @@ def test_usage_errors_leave_with_2_and_no_traceback(runner: CliRunner, arguments
             ["run", "b", "-5 plus 3?"],
             "No such option: -5; put -- before a question that starts with a minus; see handlens run --help.",
         ),
+        (
+            ["run", "b", "--what is this?"],
+            "No such option: --what is this?; put -- before a question that starts with a minus; "
+            "see handlens run --help.",
+        ),
+        (["run", "b", "--", "-5 plus 3?", "--image", "x"], "(--image x); put options before the --; see handlens run"),
+        (["run", "b", "what", "is"], "(is); put quotes around a question of several words; see handlens run --help."),
+        (["inspect", "b", "c"], "(c); see handlens inspect --help."),
         (["run", "b", "--xyz"], "No such option: --xyz; see handlens run --help."),
         (
             ["run", "b", "Hi", "--backend", "tflite"],

@@ -46,9 +46,18 @@ class Verbs(TyperGroup):
 
 def _refused(error: Any) -> typer.Exit:
     said = " ".join(_VALUE.sub(r"\1", error.format_message()).split()).rstrip(".")
-    # One minus: perhaps a question such as "-5 plus 3?", for only -h and -o are options.
-    option = getattr(error, "option_name", "")
-    minus = "; put -- before a question that starts with a minus" if re.match(r"-[^-]", option) else ""
     path = error.ctx.command_path if error.ctx is not None else "handlens"
-    complain(f"{said}{minus}; see {path} --help.")
+    complain(f"{said}{_hint(said, getattr(error, 'option_name', ''), path)}; see {path} --help.")
     return typer.Exit(MENDABLE)
+
+
+def _hint(said: str, option: str, path: str) -> str:
+    # One minus, or spaces: perhaps a question such as "-5 plus 3?", for only -h and -o are options.
+    if re.match(r"-[^-]|--.*\s", option):
+        return "; put -- before a question that starts with a minus"
+    extra = re.match(r"Got unexpected extra argument\S* \((.)", said)
+    if extra is None:
+        return ""
+    if extra[1] == "-":  # read as an option anywhere else
+        return "; put options before the --"
+    return "; put quotes around a question of several words" if path.endswith(" run") else ""
