@@ -191,13 +191,25 @@ class FileEntry(_Strict):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class BackendMemory(_Strict):
+    """What one backend needs, in bytes."""
+
+    kv_cache: int
+    peak: int
+    """All weights, the cache, and the largest activations of one pass."""
+
+
 class MemoryEstimate(_Strict):
     """What a device needs, in bytes, derived from sizes (not measured)."""
 
     weights: dict[str, int]
     """Per part."""
     kv_cache: int
+    """Of the backend that needs most."""
     peak: int
+    """Of the backend that needs most."""
+    backends: dict[BackendName, BackendMemory] = {}
+    """Per backend: each keeps its cache in a format of its own."""
 
 
 class Manifest(_Strict):

@@ -68,7 +68,12 @@ MANIFEST = {
             "files": ["onnx/decoder.onnx"],
         }
     },
-    "memory": {"weights": {"decoder": 940_000}, "kv_cache": 65_536, "peak": 1_200_000},
+    "memory": {
+        "weights": {"decoder": 940_000},
+        "kv_cache": 65_536,
+        "peak": 1_200_000,
+        "backends": {"onnx": {"kv_cache": 65_536, "peak": 1_200_000}},
+    },
     "versions": {},
 }
 

@@ -27,6 +27,9 @@ def test_tables_name_bits_exceptions_leftovers_and_files(runner: CliRunner, bund
         "onnx/decoder.onnx",
         "1.5M",
         "940 kB",
+        "key-value cache, onnx",
+        "65.5 kB",
+        "peak, onnx",
     ):
         assert text in result.stdout
 

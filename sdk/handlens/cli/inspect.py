@@ -161,7 +161,14 @@ def _files(manifest: Manifest) -> Table:
 def _memory_rows(manifest: Manifest) -> list[tuple[str, str]]:
     memory = manifest.memory
     weights = [(f"weights, {part}", size(number)) for part, number in memory.weights.items()]
-    return [*weights, ("key-value cache", size(memory.kv_cache)), ("peak", size(memory.peak))]
+    if not memory.backends:
+        return [*weights, ("key-value cache", size(memory.kv_cache)), ("peak", size(memory.peak))]
+    needed = [
+        row
+        for backend, needs in memory.backends.items()
+        for row in ((f"key-value cache, {backend}", size(needs.kv_cache)), (f"peak, {backend}", size(needs.peak)))
+    ]
+    return [*weights, *needed]
 
 
 def _pairs(rows: Sequence[tuple[str, str]]) -> Table:
