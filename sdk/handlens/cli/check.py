@@ -13,6 +13,7 @@ from handlens.cli.choices import BackendChoice
 from handlens.cli.interrupt import interruptible
 from handlens.cli.outcome import OURS, answered
 from handlens.cli.progress import shown
+from handlens.cli.quiet import without_cpuinfo
 from handlens.cli.tables import add_row, plain_table
 
 if TYPE_CHECKING:
@@ -57,11 +58,11 @@ def check(
     from handlens import _api
 
     if against is None:
-        with interruptible(), shown() as progress:
+        with without_cpuinfo(), interruptible(), shown() as progress:
             replay = _api.check(bundle, backend=backend, progress=progress)
         _tell(replay, as_json, _show_replay)
     else:
-        with interruptible(), shown() as progress:
+        with without_cpuinfo(), interruptible(), shown() as progress:
             report = _api.check(bundle, against, images=image or (), lora=lora, backend=backend, progress=progress)
         _tell(report, as_json, _show)
 

@@ -13,6 +13,7 @@ from handlens.cli.choices import BackendChoice, KVChoice
 from handlens.cli.interrupt import interruptible
 from handlens.cli.outcome import answered, complain
 from handlens.cli.progress import duration, shown
+from handlens.cli.quiet import without_cpuinfo
 from handlens.cli.units import count, size
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ def export(
     )
     began = time.monotonic()
     warnings: list[str] = []
-    with interruptible(), shown() as progress:
+    with without_cpuinfo(), interruptible(), shown() as progress:
         manifest = _api.export(
             checkpoint, output, recipe, lora=lora, force=force, progress=progress, warn=warnings.append
         )

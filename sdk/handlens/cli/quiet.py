@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 DEBUG = "HANDLENS_DEBUG"
+CPUINFO = "^Error in cpuinfo: "
+"""How each line begins that this library, of which every backend has a copy, prints where a sandbox or a new processor
+lacks a file that it looks for. Everything works all the same."""
 
 
 def debugging() -> bool:
@@ -50,3 +54,36 @@ def hushed_loading() -> Iterator[None]:
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
+
+
+@contextmanager
+def without_cpuinfo() -> Iterator[None]:
+    """Keep cpuinfo's lines off stderr, and no others, while native libraries may be loaded.
+
+    What native code writes goes through grep: a process of its own, so that the last words of a crash still arrive.
+    Python's own stderr does not: it stays the terminal that a progress bar needs.
+    """
+    grep = shutil.which("grep")
+    if debugging() or grep is None:
+        yield
+        return
+    sys.stderr.flush()
+    stderr, python = os.dup(2), sys.stderr
+    words = [grep, "-a", "-v", "--line-buffered", CPUINFO]
+    # A session of its own: Ctrl-C is for us.
+    sieve = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=stderr, start_new_session=True)
+    assert sieve.stdin is not None
+    os.dup2(sieve.stdin.fileno(), 2)
+    sieve.stdin.close()
+    if sys.__stderr__ is not None and python is sys.__stderr__:
+        encoding, errors = sys.__stderr__.encoding, sys.__stderr__.errors
+        sys.stderr = os.fdopen(stderr, "w", 1, encoding=encoding, errors=errors, closefd=False)
+    try:
+        yield
+    finally:
+        sys.stderr.flush()
+        sys.stderr = python
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        with suppress(subprocess.TimeoutExpired):  # a process that we started may hold the other end
+            sieve.wait(1)
