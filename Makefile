@@ -63,7 +63,7 @@ $(DEMO)/nano/manifest.json: $(EXPORTER) | $(STAMP)
 # Real weights are fetched once; the tests themselves need no network.
 test: $(STAMP)
 	@$(PY) -m handlens_export.materials smollm2
-	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) --dist loadgroup $(TESTS)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 
 @dataclass(frozen=True)
@@ -21,21 +23,22 @@ class Exported:
 def exported(
     tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Exported]:
-    """`exported(family)`: its tiny checkpoint and the default recipe's bundle, both backends, made once a worker.
+    """`exported(family)`: its tiny checkpoint and the default recipe's bundle, both backends, made once a run.
 
-    Tests that ask for the same family belong to the group `bundle-<family>`, so that one worker runs them all.
+    All test processes of a run share them: one makes a bundle while others that want it wait.
     """
-    made: dict[str, Exported] = {}
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
 
     def of(family: str) -> Exported:
-        if family not in made:
-            from handlens_export.pipeline import export
-            from handlens_export.recipe import Recipe
+        made = Exported(folder / f"exported-{family}" / "checkpoint", folder / f"exported-{family}" / "bundle")
+        with FileLock(folder / f"exported-{family}.lock"):
+            if not made.bundle.exists():  # it appears whole, or not at all
+                from handlens_export.pipeline import export
+                from handlens_export.recipe import Recipe
 
-            folder = tmp_path_factory.mktemp(family)
-            checkpoint = tiny_checkpoint(family, folder / "checkpoint")
-            export(checkpoint, folder / "bundle", Recipe())
-            made[family] = Exported(checkpoint, folder / "bundle")
-        return made[family]
+                export(tiny_checkpoint(family, made.checkpoint), made.bundle, Recipe())
+        return made
 
     return of

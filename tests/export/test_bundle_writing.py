@@ -149,7 +149,6 @@ def copied(whole, tmp_path) -> Path:
     return Path(shutil.copytree(whole, tmp_path / "bundle"))
 
 
-@pytest.mark.xdist_group("bundle-bluelm_v")
 def test_any_flipped_byte_is_refused_with_the_files_name(copied):
     chance = random.Random(0)
     files = [path for path in sorted(copied.rglob("*")) if path.is_file()]
@@ -168,7 +167,6 @@ def test_any_flipped_byte_is_refused_with_the_files_name(copied):
     Bundle.load(copied)
 
 
-@pytest.mark.xdist_group("bundle-bluelm_v")
 def test_any_truncation_is_refused_with_the_files_name(copied):
     for path in [path for path in sorted(copied.rglob("*")) if path.is_file()]:
         content = path.read_bytes()
@@ -185,7 +183,6 @@ def test_any_truncation_is_refused_with_the_files_name(copied):
     Bundle.load(copied)
 
 
-@pytest.mark.xdist_group("bundle-bluelm_v")
 def test_a_method_that_the_program_lacks_is_named(copied):
     manifest = json.loads((copied / MANIFEST).read_text())
     manifest["backends"]["executorch"]["decoder"]["method"] = "other_decoder"
@@ -197,7 +194,6 @@ def test_a_method_that_the_program_lacks_is_named(copied):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.xdist_group("bundle-bluelm_v")
 def test_a_manifest_is_written_as_it_is_read(whole, tmp_path):
     manifest = Bundle.load(whole).manifest
     write_manifest(tmp_path, manifest)

@@ -21,8 +21,6 @@ from handlens_runtime.bundle import MANIFEST, SEAL, Bundle, seal
 from handlens_runtime.errors import BackendError, ImageError
 
 BACKENDS = ("executorch", "onnx")
-sees = pytest.mark.xdist_group("bundle-bluelm_v")
-reads = pytest.mark.xdist_group("bundle-llama")
 
 
 def failed(report, backend) -> set[str]:
@@ -41,7 +39,6 @@ def damaged_checkpoint(checkpoint: Path, folder: Path, tensor: str) -> Path:
     return folder
 
 
-@sees
 @pytest.mark.parametrize(
     ("tensor", "stages"),
     [
@@ -65,7 +62,6 @@ def test_the_damaged_part_is_named_and_no_other(exported, tmp_path, tensor, stag
         assert report.departs(backend) == next(s for s in ("prefill", *sorted(stages)) if s in stages)
 
 
-@sees
 def test_a_bundle_made_of_damaged_weights_is_found_out(exported, tmp_path):
     """The one damage that is done as it would happen, through a whole export."""
     made = exported("bluelm_v")
@@ -75,7 +71,6 @@ def test_a_bundle_made_of_damaged_weights_is_found_out(exported, tmp_path):
     assert failed(report, "onnx") == {"projector"}
 
 
-@sees
 @pytest.mark.parametrize(
     ("field", "value"), [("mean", [0.5, 0.5, 0.55]), ("resampling", "nearest"), ("thumbnail", "none")]
 )
@@ -112,7 +107,6 @@ class NotANumber(OneRowLate):
         return self._inner.decode(rows, position) * float("inf")
 
 
-@sees
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_damaged_decoding_is_named_and_prefill_is_not(exported, backend):
     made = exported("bluelm_v")
@@ -122,7 +116,6 @@ def test_damaged_decoding_is_named_and_prefill_is_not(exported, backend):
     assert failed(report, backend) == {"decode"} and report.departs(backend) == "decode"
 
 
-@sees
 def test_logits_that_are_no_numbers_do_not_pass(exported):
     made = exported("bluelm_v")
     bundle = Bundle.load(made.bundle)
@@ -131,7 +124,6 @@ def test_logits_that_are_no_numbers_do_not_pass(exported):
     json.dumps(report.to_json(), allow_nan=False)
 
 
-@reads
 def test_what_a_text_program_embeds_inside_is_judged_by_prefill(exported, tmp_path):
     made = exported("llama")
     damaged = damaged_checkpoint(made.checkpoint, tmp_path / "damaged", "model.embed_tokens.weight")
@@ -140,7 +132,6 @@ def test_what_a_text_program_embeds_inside_is_judged_by_prefill(exported, tmp_pa
     assert report.departs("executorch") == "prefill"
 
 
-@sees
 def test_one_backend_alone_can_be_checked(exported):
     made = exported("bluelm_v")
     report = check(made.bundle, made.checkpoint, photographs()[:1], backend="onnx")
@@ -148,7 +139,6 @@ def test_one_backend_alone_can_be_checked(exported):
     assert report.passed and report.to_json()["departs"] == {"onnx": None}
 
 
-@sees
 def test_the_distance_to_the_float_checkpoint_is_no_verdict(exported):
     made = exported("bluelm_v")
     report = check(made.bundle, made.checkpoint, photographs()[:1], backend="onnx")
@@ -158,7 +148,6 @@ def test_the_distance_to_the_float_checkpoint_is_no_verdict(exported):
     assert {d.prompt for d in report.distances} == {f.prompt for f in report.findings}
 
 
-@sees
 def test_a_context_too_small_for_a_photograph_is_checked_with_its_beginning(exported, tmp_path):
     made = exported("bluelm_v")
     export(made.checkpoint, tmp_path / "bundle", Recipe(backends=("onnx",), context=64, kv="float"))
@@ -167,7 +156,6 @@ def test_a_context_too_small_for_a_photograph_is_checked_with_its_beginning(expo
     assert {"prefill", "decode"} <= {f.stage for f in report.findings if f.prompt == photographs()[0].name}
 
 
-@sees
 def test_another_checkpoint_is_refused_by_what_differs(exported, tiny_checkpoint, tmp_path):
     bundle = exported("bluelm_v").bundle
     other = tiny_checkpoint("llama", tmp_path / "llama")
@@ -179,7 +167,6 @@ def test_another_checkpoint_is_refused_by_what_differs(exported, tiny_checkpoint
         check(bundle, sibling)
 
 
-@sees
 def test_pictures_that_cannot_be_read_are_named(exported, tmp_path):
     made = exported("bluelm_v")
     (tmp_path / "no.jpg").write_text("not a picture")
@@ -187,7 +174,6 @@ def test_pictures_that_cannot_be_read_are_named(exported, tmp_path):
         check(made.bundle, made.checkpoint, [tmp_path / "no.jpg"])
 
 
-@reads
 def test_a_picture_for_a_bundle_that_only_reads_is_refused(exported, tmp_path):
     made = exported("llama")
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
@@ -195,7 +181,6 @@ def test_a_picture_for_a_bundle_that_only_reads_is_refused(exported, tmp_path):
         check(made.bundle, made.checkpoint, [tmp_path / "a.png"])
 
 
-@reads
 def test_a_backend_that_the_bundle_lacks_is_refused(exported, tmp_path):
     checkpoint = exported("llama").checkpoint
     export(checkpoint, tmp_path / "bundle", Recipe(backends=("onnx",)))
@@ -203,7 +188,6 @@ def test_a_backend_that_the_bundle_lacks_is_refused(exported, tmp_path):
         check(tmp_path / "bundle", checkpoint, backend="executorch")
 
 
-@reads
 def test_progress_grows_to_the_whole(exported):
     shares = []
     check(exported("llama").bundle, exported("llama").checkpoint, progress=lambda name, share: shares.append(share))

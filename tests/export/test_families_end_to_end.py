@@ -27,10 +27,7 @@ TEXT = ("llama", "qwen2", "gemma")
 SEEING = ("bluelm_v", "smolvlm", "idefics3", "paligemma")
 ALWAYS = ("bluelm_v", "paligemma", "llama")
 """A causal one with pictures, one that is not causal, one without pictures; `make verify` runs all seven."""
-FAMILIES = [
-    pytest.param(f, marks=[pytest.mark.xdist_group(f"bundle-{f}"), *([] if f in ALWAYS else [pytest.mark.long])])
-    for f in (*SEEING, *TEXT)
-]
+FAMILIES = [pytest.param(f, marks=[] if f in ALWAYS else [pytest.mark.long]) for f in (*SEEING, *TEXT)]
 BACKENDS = ("executorch", "onnx")
 TOKENS = 16
 
@@ -110,7 +107,6 @@ def test_a_bundle_tells_nothing_of_the_machine_that_made_it(exported, family):
         assert [word for word in sorted(telling) if word.encode() in content] == [], path
 
 
-@pytest.mark.xdist_group("bundle-bluelm_v")
 def test_an_answer_takes_the_picture_into_account(exported):
     """Two photographs, two next-token distributions: rows of pictures reach the decoder on both backends."""
     bundle = Bundle.load(exported("bluelm_v").bundle)

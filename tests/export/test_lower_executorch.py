@@ -135,14 +135,12 @@ def text(tmp_path_factory) -> Lowered:
 CHUNKS = (7, 1, 16, 1, 1, 16, 5, 1)
 
 
-@pytest.mark.xdist_group("executorch-sees")
 @pytest.mark.parametrize("chunks", [(1,) * CONTEXT, CHUNKS], ids=["one-by-one", "chunks"])
 def test_decoder_answers_as_the_reference_at_every_step(pair, chunks):
     for program, expected in last_logits(pair, ids_of(sum(chunks), 1), chunks):
         assert cosine(program, expected) > 0.999
 
 
-@pytest.mark.xdist_group("executorch-text")
 @pytest.mark.parametrize("chunks", [(1,) * CONTEXT, CHUNKS], ids=["one-by-one", "chunks"])
 def test_text_program_answers_as_the_reference_at_every_step(text, chunks):
     for program, expected in last_logits(text, ids_of(sum(chunks), 1), chunks):
@@ -164,7 +162,6 @@ def test_awkward_decoders_answer_as_their_reference(tmp_path, bits, group, kv, e
         assert cosine(program, expected) > (0.999 if bits < 32 else 0.999999)
 
 
-@pytest.mark.xdist_group("executorch-sees")
 def test_chunks_and_single_steps_fill_the_same_cache(pair):
     rows = pair.backend.embed(np.arange(33))
     for start in (0, 16):
@@ -175,7 +172,6 @@ def test_chunks_and_single_steps_fill_the_same_cache(pair):
     assert cosine(in_chunks, pair.backend.decode(rows[32:], 32)) > 0.999
 
 
-@pytest.mark.xdist_group("executorch-sees")
 def test_going_back_to_an_earlier_position_forgets_what_came_after(pair):
     rows = pair.backend.embed(np.arange(24))
     first = pair.backend.decode(rows[:8], 0)
@@ -183,7 +179,6 @@ def test_going_back_to_an_earlier_position_forgets_what_came_after(pair):
     assert cosine(first, pair.backend.decode(rows[7:8], 7)) > 0.999
 
 
-@pytest.mark.xdist_group("executorch-sees")
 def test_encoder_and_projector_answer_as_the_reference(pair):
     images = torch.randn(3, 3, 42, 42, generator=torch.Generator().manual_seed(3))
     embeddings, features = pair.backend.encode(images.numpy())
@@ -195,13 +190,11 @@ def test_encoder_and_projector_answer_as_the_reference(pair):
         assert cosine(features[tile], expected_features[tile]) > 0.999
 
 
-@pytest.mark.xdist_group("executorch-sees")
 def test_embedding_rows_are_the_references(pair):
     ids = torch.tensor([[0, 199, 5]])
     np.testing.assert_allclose(pair.backend.embed(ids[0].numpy()), pair.reference.decoder.embedding(ids)[0], rtol=1e-6)
 
 
-@pytest.mark.xdist_group("executorch-sees")
 def test_nothing_between_two_passes_disturbs_the_cache(pair):
     rows = pair.backend.embed(np.arange(24))
     pair.backend.decode(rows[:16], 0)
@@ -232,21 +225,18 @@ METADATA = {
 }
 
 
-@pytest.mark.xdist_group("executorch-sees")
 def test_a_program_that_sees_has_what_the_multimodal_runner_asks_for(pair):
     methods, metadata = metadata_of(pair.folder)
     assert methods == {"vision_encoder", "token_embedding", "text_decoder"}
     assert metadata == METADATA
 
 
-@pytest.mark.xdist_group("executorch-text")
 def test_a_text_program_has_what_the_text_runner_asks_for(text):
     methods, metadata = metadata_of(text.folder)
     assert methods == {"forward"}
     assert metadata == METADATA
 
 
-@pytest.mark.xdist_group("executorch-sees")
 def test_manifest_entry_describes_the_methods(pair):
     graphs = pair.graphs
     assert graphs.files == ("executorch/model.pte",)
@@ -261,7 +251,6 @@ def test_manifest_entry_describes_the_methods(pair):
     assert [p.shape for p in graphs.decoder.outputs] == [(1, VOCAB)]
 
 
-@pytest.mark.xdist_group("executorch-sees")
 def test_every_product_is_delegated(pair):
     for graph in (pair.graphs.vision, pair.graphs.decoder):
         assert graph.delegated + sum(graph.not_delegated.values()) == graph.nodes
@@ -273,7 +262,6 @@ def test_every_product_is_delegated(pair):
     check_delegation("executorch", pair.graphs, 0.5)
 
 
-@pytest.mark.xdist_group("executorch-text")
 def test_too_few_delegated_nodes_are_refused_in_one_sentence(text):
     with pytest.raises(
         UnsupportedError, match=r"program forward leaves \d+ of \d+ nodes.*more than the 1% allowed"

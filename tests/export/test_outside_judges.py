@@ -16,13 +16,7 @@ TESTS = Path(__file__).resolve().parents[1]
 TOKENS = 16
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param("bluelm_v", marks=pytest.mark.xdist_group("bundle-bluelm_v")),
-        pytest.param("smolvlm", marks=[pytest.mark.xdist_group("bundle-smolvlm"), pytest.mark.long]),
-    ],
-)
+@pytest.mark.parametrize("family", ["bluelm_v", pytest.param("smolvlm", marks=pytest.mark.long)])
 def test_executorchs_own_runner_gives_the_engines_tokens(exported, family, tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(TESTS))
     from executorch_judge import in_pieces, multimodal_answer

@@ -290,13 +290,7 @@ export(Path(sys.argv[1]), Path(sys.argv[2]), Recipe())
 """
 
 
-@pytest.mark.parametrize(
-    "family",
-    [
-        pytest.param("bluelm_v", marks=pytest.mark.xdist_group("bundle-bluelm_v")),
-        pytest.param("llama", marks=[pytest.mark.xdist_group("bundle-llama"), pytest.mark.long]),
-    ],
-)
+@pytest.mark.parametrize("family", ["bluelm_v", pytest.param("llama", marks=pytest.mark.long)])
 def test_the_same_checkpoint_gives_the_same_bytes_from_anywhere(exported, tmp_path, family):
     """In another process with another hash seed, from another folder of another name, to another place."""
     made = exported(family)
@@ -315,7 +309,6 @@ def test_the_same_checkpoint_gives_the_same_bytes_from_anywhere(exported, tmp_pa
     assert digests(tmp_path / "bündel") == digests(made.bundle)
 
 
-@pytest.mark.xdist_group("bundle-bluelm_v")
 @pytest.mark.parametrize("backend", ["executorch", "onnx"])
 def test_a_bundle_answers_from_wherever_it_was_moved(exported, tmp_path, monkeypatch, backend):
     made = exported("bluelm_v")
