@@ -11,6 +11,7 @@ import pytest
 from PIL import ImageFont
 
 from handlens_export.reader.layouts import HELD_OUT, LAYOUTS, drawn_style
+from handlens_export.reader.layouts.strings import draw_some
 from handlens_export.reader.layouts.style import COLOURS, contrast, readable, shade
 from handlens_export.reader.scene import Scene
 
@@ -65,6 +66,13 @@ def test_larger_pages_have_more_text_not_larger(name: str, fonts: tuple[Path, ..
     few = sum(len(_scene(name, seed, (224, 224), fonts).page.lines) for seed in range(8))
     many = sum(len(_scene(name, seed, (800, 800), fonts).page.lines) for seed in range(8))
     assert many > 3 * few
+
+
+def test_strings_can_be_few(fonts: tuple[Path, ...]) -> None:
+    for seed in range(20):
+        for most in (1, 3):
+            random = Random(seed)
+            assert 1 <= len(draw_some(random, drawn_style(random, fonts), 112, 112, most).page.lines) <= most
 
 
 def test_small_text_is_marked_small(fonts: tuple[Path, ...]) -> None:

@@ -99,6 +99,25 @@ def test_what_can_be_meant_twice_is_not_asked() -> None:
     assert _answers(askew, "transcribe") == {}
 
 
+def test_a_field_named_like_another_text_is_not_asked() -> None:
+    fields = (Field("Oslo", "B 17", "black"), Field("Riga", "C 4", "black"))
+    runs = (
+        _line("OSLO", 0, 0),
+        _line("Oslo", 0, 20),
+        _line("B 17", 60, 20),
+        _line("Riga", 0, 40),
+        _line("C 4", 60, 40),
+    )
+    assert set(_answers(_scene(*runs, fields=fields), "field").values()) == {"C 4"}
+
+
+def test_the_only_line_is_the_text() -> None:
+    answers = _answers(_scene(_line("KX 4821", 0, 0)), "transcribe")
+    assert answers["Read the text."] == answers["What is written here?"] == answers["Read line 1."] == "KX 4821"
+    assert answers["Read the line that starts with KX."] == "KX 4821"
+    assert "Read the line that starts with KX 4821." not in answers
+
+
 def test_colour_of_a_field_is_asked_only_where_name_and_value_agree() -> None:
     lines = (_line("Gate", 0, 0), _line("B 17", 60, 0, colour="red"))
     scene = _scene(*lines, fields=(Field("Gate", "B 17", "red"),))

@@ -60,6 +60,10 @@ class Facts:
                 return row.runs[row.runs.index(run) + 1]
         return None
 
+    def askable(self) -> list[Field]:
+        """Fields whose name stands on the page once at most: as a title too, it could mean something else."""
+        return [field for field in self.scene.fields if self.texts[_plain(field.name)] <= 1]
+
     def one_colour(self, field: Field) -> bool:
         """Whether the field's name and value are of one colour, so that it does not matter which is meant."""
         shown = [run.colour for run in self.scene.page.lines if _plain(run.text) == _plain(field.name)]

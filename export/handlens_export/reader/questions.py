@@ -28,12 +28,13 @@ _IS_THERE, _IS_FIELD, _IS, _WRITTEN = (
     *("Is there {}?", "Is there a field {}?", "Is the {} {}?", "Is the text {} there?"),
 )
 _NUMBERED, _STARTING = "Read line {}.", "Read the line that starts with {}."
+_ALL = ("Read the text.", "What is written here?")
 _HIGHEST, _LOWEST = ("Which bar is the highest?", "Which bar is the lowest?")
 _LONGEST, _SHORTEST = ("Which bar is the longest?", "Which bar is the shortest?")
 
 PHRASES: tuple[str, ...] = (
     *(*_FIELD, *_BAR, *_TOP, *_BOTTOM, _BELOW, _RIGHT, *_FIELDS, *_COUNT, _COLOUR, _TEXT_COLOUR),
-    *(_IS_THERE, _IS_FIELD, _IS, _WRITTEN, _NUMBERED, _STARTING, _HIGHEST, _LOWEST, _LONGEST, _SHORTEST),
+    *(_IS_THERE, _IS_FIELD, _IS, _WRITTEN, *_ALL, _NUMBERED, _STARTING, _HIGHEST, _LOWEST, _LONGEST, _SHORTEST),
     *(f" {colour}" for colour in COLOURS),
     *(f" {kind}" for kind in (*FIGURES, "bar")),
     *("circles", "squares", "triangles", "stars", "crosses", "rings", "bars", "shapes", "fields", "rows of text"),
@@ -75,9 +76,10 @@ def _keeps_balance(answer: str, given: list[str]) -> bool:
 
 
 def _field(facts: Facts, random: Random) -> Drawn:
-    if not facts.scene.fields:
+    fields = facts.askable()
+    if not fields:
         return None
-    field = random.choice(facts.scene.fields)
+    field = random.choice(fields)
     return random.choice(_BAR if facts.bars else _FIELD).format(field.name), field.value
 
 
@@ -157,7 +159,7 @@ def _shape_colour(facts: Facts, random: Random) -> Drawn:
 def _yes_no(facts: Facts, random: Random) -> Drawn:
     """The answer is drawn first and kept, or those that are easier to ask for would be the more frequent."""
     yes = random.random() < 0.5
-    allowed = ((_is_shape, facts.figures), (_is_value, facts.scene.fields), (_is_field, facts.names))
+    allowed = ((_is_shape, facts.figures), (_is_value, facts.askable()), (_is_field, facts.names))
     options = [maker for maker, needed in allowed if needed]
     for _ in range(8):
         if question := random.choice([*options, _is_text])(facts, random, yes):
@@ -177,7 +179,7 @@ def _is_shape(facts: Facts, random: Random, yes: bool) -> str | None:
 
 
 def _is_value(facts: Facts, random: Random, yes: bool) -> str | None:
-    field = random.choice(facts.scene.fields)
+    field = random.choice(facts.askable())
     value = field.value if yes else _other_value(facts.scene.fields, field, random)
     return _IS.format(field.name, value) if value else None
 
@@ -220,6 +222,8 @@ def _altered(text: str, random: Random) -> str:
 def _transcribe(facts: Facts, random: Random) -> Drawn:
     if not facts.rows:
         return None
+    if len(facts.rows) == 1 and random.random() < 0.6:
+        return random.choice(_ALL), facts.rows[0].text
     if random.random() < 0.4:
         index = random.randrange(min(len(facts.rows), _LAST_NUMBER))
         return _NUMBERED.format(index + 1), facts.rows[index].text

@@ -50,10 +50,10 @@ def _rows(sheet: Sheet, random: Random, key: Head, heads: Sequence[Head], most: 
 
 def _spans(sheet: Sheet, random: Random, rows: list[list[str]], body: Look, strong: Look) -> list[tuple[float, float]]:
     """Left and right of the columns that fit, the space left over spread among them."""
-    widths: list[float] = []
+    most, widths = random.randint(2, 10), list[float]()
     for index in range(len(rows[0])):
         wide = max([strong.length(rows[0][index]), *(body.length(row[index]) for row in rows[1:])]) + body.size
-        if sum(widths) + wide > sheet.width - 8 or len(widths) > random.randint(1, 9):
+        if sum(widths) + wide > sheet.width - 8 or len(widths) == most:
             break
         widths.append(wide)
     spare = (sheet.width - 8 - sum(widths)) / max(1, len(widths)) * random.random()

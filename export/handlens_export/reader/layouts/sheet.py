@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import lru_cache
+from math import ceil
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -31,13 +32,14 @@ class Look:
 
     @property
     def height(self) -> int:
-        """From the ascender to the descender."""
+        """From the ascender to the descender, and never so little that the ink of two rows meets."""
         ascent, descent = opened(self.font, self.size).getmetrics()
-        return ascent + descent
+        return max(ascent + descent, ceil(self.size * 1.15) + 1)
 
     def length(self, text: str) -> float:
-        """In pixels, whatever ink reaches over the last advance included."""
-        return extent(self.font, self.size, text)[2]
+        """In pixels, with what ink reaches over either end."""
+        left, _, right, _ = extent(self.font, self.size, text)
+        return right - min(0, left)
 
 
 @dataclass
@@ -73,9 +75,13 @@ class Sheet:
         return Look(font, max(9, round(self.size * scale)), ink or self.style.ink)
 
     def put(self, text: str, left: float, top: float, look: Look, within: tuple[float, float] | None = None) -> bool:
-        """Write a run of text if it stays between the x of `within` and on the page; whether it was written."""
+        """Write a run of text if it stays between the x of `within` and on the page; whether it was written.
+
+        No ink is left of `left`: an italic letter that leans over its start moves the run to the right.
+        """
         least, most = within or (_MARGIN, self.width - _MARGIN)
         start, high, end, low = extent(look.font, look.size, text)
+        left -= min(0, start)
         if left + start < least - 1 or left + end > most + 1 or top + high < 0 or top + low > self.height:
             return False
         self.page.write((round(left), round(top)), text, look.font, look.size, look.ink.rgb, look.ink.colour)
@@ -98,7 +104,7 @@ class Sheet:
         """One to as many columns as have room for `wide` times the text size each."""
         most = max(1, min(4, int(self.width / (wide * self.size))))
         count = random.randint(1, most)
-        across, pad = self.width / count, max(_MARGIN, self.size * random.uniform(0.3, 1))
+        across, pad = self.width / count, max(_MARGIN, self.size * random.uniform(0.3 if count == 1 else 0.6, 1.2))
         return [
             Column(self, random, across * i + pad, across * (i + 1) - pad, pad, self.height - _MARGIN)
             for i in range(count)

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 from handlens_export.reader.page import RGB, Colour
 
 _RANGES: dict[Colour, tuple[tuple[float, float], tuple[float, float], tuple[float, float]]] = {
-    "black": ((0, 360), (0, 0.3), (0, 0.13)),
+    "black": ((0, 360), (0, 0.15), (0, 0.13)),
     "white": ((0, 360), (0, 0.02), (0.96, 1)),
     "grey": ((0, 360), (0, 0.04), (0.42, 0.6)),
     "red": ((354, 363), (0.82, 1), (0.72, 0.95)),
