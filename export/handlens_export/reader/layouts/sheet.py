@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 from math import ceil
 from pathlib import Path
 from random import Random
@@ -11,7 +10,7 @@ from typing import Literal
 
 from handlens_export.reader import words
 from handlens_export.reader.layouts.style import Ink, Style
-from handlens_export.reader.page import RGB, Page, opened
+from handlens_export.reader.page import RGB, Page, opened, text_box
 from handlens_export.reader.scene import Field, Scene
 
 Align = Literal["left", "middle", "right"]
@@ -38,7 +37,7 @@ class Look:
 
     def length(self, text: str) -> float:
         """In pixels, with what ink reaches over either end."""
-        left, _, right, _ = extent(self.font, self.size, text)
+        left, _, right, _ = text_box(self.font, self.size, text)
         return right - min(0, left)
 
 
@@ -80,7 +79,7 @@ class Sheet:
         No ink is left of `left`: an italic letter that leans over its start moves the run to the right.
         """
         least, most = within or (_MARGIN, self.width - _MARGIN)
-        start, high, end, low = extent(look.font, look.size, text)
+        start, high, end, low = text_box(look.font, look.size, text)
         left -= min(0, start)
         if left + start < least - 1 or left + end > most + 1 or top + high < 0 or top + low > self.height:
             return False
@@ -202,12 +201,6 @@ class Column:
             title = self.sheet.style.label(name(self.random))
             done += self.pair(title, value(self.random), lit if both else look, lit, follow)
         return done
-
-
-@lru_cache(maxsize=4096)
-def extent(font: Path, size: int, text: str) -> tuple[float, float, float, float]:
-    """Where the ink of a text written at 0, 0 reaches; measured once, as layouts ask again and again."""
-    return opened(font, size).getbbox(text)
 
 
 def _ascent(look: Look) -> int:
