@@ -1,0 +1,168 @@
+"""The network while it is trained: transformers' own modules, so that its state is the checkpoint's, and what only
+training needs beside it.
+
+Reading is learned in two halves that meet in the decoder's input rows. `Oracle` makes those rows from what is known
+to stand under each patch, so the decoder can learn to answer before any picture is read; the encoder and projector
+learn what stands under each patch, and to make the rows that the oracle would.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
+
+from handlens_export.network.projector import merge_patches
+from handlens_export.reader.labels import CHARACTER_CLASSES, COLOUR_CLASSES, SHAPE_CLASSES, SLOTS
+from handlens_export.reader.tokenizer import VOCABULARY
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the reader."""
+
+    tile: int = 224
+    patch: int = 16
+    vision_width: int = 192
+    vision_layers: int = 5
+    vision_heads: int = 3
+    width: int = 256
+    layers: int = 6
+    heads: int = 4
+    kv_heads: int = 2
+    mlp: int = 704
+    context: int = 2048
+    downsample: int = 2
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Rows of the decoder that a tile becomes."""
+        return (self.tile // self.patch // self.downsample) ** 2
+
+
+class Projector(nn.Module):
+    """Two linears, as the checkpoint names them."""
+
+    def __init__(self, vision_width: int, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(vision_width, width)
+        self.fc2 = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., vision_width) -> (..., width)."""
+        out: Tensor = self.fc2(nn.functional.gelu(self.fc1(x)))
+        return out
+
+
+class Reader(nn.Module):
+    """`bluelm_v`; its state_dict is the checkpoint's model.safetensors."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.vision_tower = SiglipVisionModel(vision_config(sizes))
+        self.downsampler = nn.Linear(sizes.downsample**2 * sizes.vision_width, sizes.vision_width)
+        self.projector = Projector(sizes.vision_width, sizes.width)
+        self.language_model = LlamaForCausalLM(text_config(sizes))
+
+    def features(self, tiles: Tensor) -> Tensor:
+        """Normalized tiles (n, 3, tile, tile) -> (n, patches, vision_width)."""
+        out: Tensor = self.vision_tower(pixel_values=tiles).last_hidden_state
+        return out
+
+    def rows(self, features: Tensor) -> Tensor:
+        """Features -> (n, tokens_per_tile, width)."""
+        out: Tensor = self.projector(self.downsampler(merge_patches(features, self.sizes.downsample)))
+        return out
+
+    def logits(self, image_rows: Tensor, ids: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
+        """Logits after the positions `wanted` (b, t) of ids (b, t), (n, vocabulary); `places` take the image rows.
+
+        Sequences are padded at the right, where a causal decoder does not look.
+        """
+        embedded = self.language_model.model.embed_tokens(ids)
+        embedded = embedded.masked_scatter(places[..., None], image_rows.to(embedded.dtype))
+        hidden = self.language_model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        out: Tensor = self.language_model.lm_head(hidden[wanted])
+        return out
+
+
+class DenseHead(nn.Module):
+    """From a patch's feature to what stands under it: training only."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.linear = nn.Linear(sizes.vision_width, SLOTS * CHARACTER_CLASSES + SHAPE_CLASSES + COLOUR_CLASSES)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(n, patches, vision_width) -> scores of characters (n, patches, SLOTS, classes), shapes and colours."""
+        scores = self.linear(features)
+        characters, shapes, colours = scores.split((SLOTS * CHARACTER_CLASSES, SHAPE_CLASSES, COLOUR_CLASSES), dim=-1)
+        return characters.unflatten(-1, (SLOTS, CHARACTER_CLASSES)), shapes, colours
+
+
+class Oracle(nn.Module):
+    """From what stands under the patches to the decoder's rows: training only."""
+
+    def __init__(self, sizes: Sizes, narrow: int = 48) -> None:
+        super().__init__()
+        self.factor = sizes.downsample
+        self.characters = nn.Embedding(CHARACTER_CLASSES, narrow)
+        self.shapes = nn.Embedding(SHAPE_CLASSES, 16)
+        self.colours = nn.Embedding(COLOUR_CLASSES, 16)
+        self.linear = nn.Linear(sizes.downsample**2 * (SLOTS * narrow + 32), sizes.width)
+        for table in (self.characters, self.shapes, self.colours):
+            with torch.no_grad():
+                table.weight[0].zero_()
+
+    def forward(self, characters: Tensor, shapes: Tensor, colours: Tensor) -> Tensor:
+        """Labels (n, patches, SLOTS), (n, patches), (n, patches) -> (n, tokens_per_tile, width)."""
+        patches = torch.cat(
+            (self.characters(characters).flatten(2), self.shapes(shapes), self.colours(colours)), dim=-1
+        )
+        out: Tensor = self.linear(merge_patches(patches, self.factor))
+        return out
+
+
+class Networks(nn.Module):
+    """All that is trained; only `reader` is kept in the end."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.sizes = sizes
+        self.reader = Reader(sizes)
+        self.head = DenseHead(sizes)
+        self.oracle = Oracle(sizes)
+
+
+def vision_config(sizes: Sizes) -> SiglipVisionConfig:
+    """SigLIP's without its pooling head."""
+    return SiglipVisionConfig(
+        hidden_size=sizes.vision_width,
+        intermediate_size=4 * sizes.vision_width,
+        num_hidden_layers=sizes.vision_layers,
+        num_attention_heads=sizes.vision_heads,
+        image_size=sizes.tile,
+        patch_size=sizes.patch,
+        vision_use_head=False,
+    )
+
+
+def text_config(sizes: Sizes) -> LlamaConfig:
+    """A llama's with tied embeddings."""
+    return LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=sizes.width,
+        intermediate_size=sizes.mlp,
+        num_hidden_layers=sizes.layers,
+        num_attention_heads=sizes.heads,
+        num_key_value_heads=sizes.kv_heads,
+        head_dim=sizes.width // sizes.heads,
+        max_position_embeddings=sizes.context,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=0,
+    )

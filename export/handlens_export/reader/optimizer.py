@@ -1,0 +1,49 @@
+"""Muon for the matrices inside the blocks, AdamW for everything else: two optimizers that step as one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class Optimizer:
+    """Steps modules' parameters; `learning_rate` is Muon's, AdamW's is a fixed part of it."""
+
+    ADAM_PART = 0.15
+
+    def __init__(self, modules: nn.Module, weight_decay: float = 0.02) -> None:
+        matrices: list[nn.Parameter] = []
+        rest: list[nn.Parameter] = []
+        for name, parameter in modules.named_parameters():
+            (matrices if _inside_a_block(name, parameter) else rest).append(parameter)
+        self.parts: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(matrices, lr=0.02, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        self.parameters = matrices + rest
+
+    def step(self, learning_rate: float, most_norm: float = 1.0) -> float:
+        """One step at Muon's `learning_rate`, gradients scaled to at most `most_norm`; the norm before it."""
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, most_norm))
+        for part, rate in zip(self.parts, (learning_rate, learning_rate), strict=True):
+            for group in part.param_groups:
+                group["lr"] = rate
+            part.step()
+            part.zero_grad(set_to_none=True)
+        return norm
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """To go on from."""
+        return [part.state_dict() for part in self.parts]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Go on from what `state_dict` gave."""
+        for part, state in zip(self.parts, states, strict=True):
+            part.load_state_dict(state)
+
+
+def _inside_a_block(name: str, parameter: Tensor) -> bool:
+    """Muon's authors leave embeddings, heads and vectors to AdamW."""
+    return parameter.ndim == 2 and ".layers." in name and "embed" not in name

@@ -1,0 +1,70 @@
+"""The curriculum: what each stage of training draws, what it minimizes, and where it starts from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from handlens_export.reader.batches import Mix
+from handlens_export.reader.examples import trained_fonts
+from handlens_export.reader.layouts import HELD_OUT, LAYOUTS
+from handlens_export.reader.losses import Loss
+
+ONE: tuple[tuple[int, int], ...] = ((1, 1),)
+FEW: tuple[tuple[int, int], ...] = ((1, 1), (1, 1), (2, 1), (1, 2))
+MANY: tuple[tuple[int, int], ...] = (*FEW, (2, 2), (3, 1), (1, 3), (2, 3), (3, 2), (3, 3), (3, 4), (4, 4))
+TRAINED = tuple(name for name in LAYOUTS if name not in HELD_OUT)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One part of the curriculum."""
+
+    mix: Mix
+    losses: dict[Loss, float]
+    """Weight of each."""
+    steps: int
+    learning_rate: float
+    """Warmed up over the first 200 steps, and brought to zero over the last quarter."""
+    after: tuple[str, ...] = ()
+    """Stages whose weights it starts from, later ones' over earlier ones'."""
+
+
+def stages() -> dict[str, Stage]:
+    """All of them, in order. `dense` and `language` need nothing of each other and can run side by side."""
+    fonts = trained_fonts()
+    plain = (*TRAINED, *["strings"] * 4)
+    return {
+        "dense": Stage(
+            Mix("dense", plain, fonts, ONE, tiles=24, questions=1),
+            {"dense": 1.0},
+            steps=12_000,
+            learning_rate=2e-3,
+        ),
+        "language": Stage(
+            Mix("language", plain, fonts, FEW, tiles=20, questions=6, chat=0.05, pictures=False),
+            {"language": 1.0},
+            steps=12_000,
+            learning_rate=2e-3,
+        ),
+        "align": Stage(
+            Mix("align", TRAINED, fonts, FEW, tiles=20, questions=6, chat=0.02),
+            {"dense": 0.5, "rows": 1.0, "answers": 0.2},
+            steps=4_000,
+            learning_rate=1.5e-3,
+            after=("language", "dense"),
+        ),
+        "joint": Stage(
+            Mix("joint", TRAINED, fonts, MANY, tiles=20, questions=6, chat=0.05),
+            {"dense": 0.2, "rows": 0.05, "answers": 1.0},
+            steps=30_000,
+            learning_rate=1e-3,
+            after=("align",),
+        ),
+    }
+
+
+PARTS: dict[str, tuple[str, ...]] = {
+    "dense": ("reader.vision_tower", "head"),
+    "language": ("reader.language_model", "oracle"),
+}
+"""What a stage leaves untouched is not taken from it: the prefixes of the weights that these two train."""
