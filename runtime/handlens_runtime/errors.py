@@ -5,6 +5,7 @@ HandLensError                 base: one sentence, what was found, what was expec
 ├── ImageError                an image cannot be read or is refused
 ├── PromptError               messages that cannot be turned into a prompt, or do not fit the context
 ├── OptionError               an option that the bundle, backend or sampler does not have
+├── EvaluationError           an evaluation set or text that cannot be read, asked or compared
 ├── BackendError              a backend is not installed or failed while running
 └── BusyError                 an engine is asked for a second answer before the first one ended
 
@@ -30,6 +31,10 @@ class PromptError(HandLensError):
 
 class OptionError(HandLensError):
     """An option has a value that cannot be honoured."""
+
+
+class EvaluationError(HandLensError):
+    """An evaluation set or text cannot be read, asked or compared; the sentence names file and line."""
 
 
 class BackendError(HandLensError):

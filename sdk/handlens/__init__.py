@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from handlens._api import check, export, init, load
+from handlens._api import check, evaluate, export, init, load, perplexity
 
 if TYPE_CHECKING:
     from handlens_export.check import Report
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
         BackendError,
         BundleError,
         BusyError,
+        EvaluationError,
         HandLensError,
         ImageError,
         OptionError,
         PromptError,
     )
+    from handlens_runtime.evaluation import Evaluation, Perplexity
     from handlens_runtime.golden import Replay
     from handlens_runtime.manifest import Manifest
     from handlens_runtime.options import Options
@@ -47,6 +49,8 @@ _HOME = {
     "BusyError": "handlens_runtime.errors",
     "CheckpointError": "handlens_export.errors",
     "Engine": "handlens_runtime.engine",
+    "Evaluation": "handlens_runtime.evaluation",
+    "EvaluationError": "handlens_runtime.errors",
     "ExportError": "handlens_export.errors",
     "HandLensError": "handlens_runtime.errors",
     "ImageError": "handlens_runtime.errors",
@@ -54,6 +58,7 @@ _HOME = {
     "Message": "handlens_runtime.chat",
     "OptionError": "handlens_runtime.errors",
     "Options": "handlens_runtime.options",
+    "Perplexity": "handlens_runtime.evaluation",
     "PromptError": "handlens_runtime.errors",
     "Recipe": "handlens_export.recipe",
     "Replay": "handlens_runtime.golden",
@@ -72,6 +77,8 @@ __all__ = [
     "BusyError",
     "CheckpointError",
     "Engine",
+    "Evaluation",
+    "EvaluationError",
     "ExportError",
     "HandLensError",
     "ImageError",
@@ -79,6 +86,7 @@ __all__ = [
     "Message",
     "OptionError",
     "Options",
+    "Perplexity",
     "PromptError",
     "Recipe",
     "Replay",
@@ -89,9 +97,11 @@ __all__ = [
     "UnsupportedError",
     "__version__",
     "check",
+    "evaluate",
     "export",
     "init",
     "load",
+    "perplexity",
 ]
 
 

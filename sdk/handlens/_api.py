@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from handlens_export.check import Report
     from handlens_export.recipe import Recipe
     from handlens_runtime.engine import Engine
+    from handlens_runtime.evaluation import Evaluation, Perplexity
     from handlens_runtime.golden import Replay
     from handlens_runtime.manifest import BackendName, Manifest
 
@@ -149,3 +150,60 @@ def check(
         backend=backend,
         progress=progress,
     )
+
+
+def evaluate(
+    bundle: StrPath,
+    questions: StrPath,
+    *,
+    backend: BackendName | None = None,
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Ask a bundle the questions of a JSONL file beside its pictures, greedily, and score the answers.
+
+    `limit`: that many questions, spread by a fixed seed over kinds and groups. The result's `scores` are per kind and
+    group; `compare` pairs two runs of the same questions. Chat templates that write the date see a fixed day.
+    Raises BundleError, BackendError, EvaluationError.
+    """
+    from handlens_runtime.evaluation import evaluate, read_set
+
+    _check_limit(limit)
+    chosen = read_set(Path(questions))
+    if limit is not None:
+        chosen = chosen.spread(limit)
+    return evaluate(_steady_engine(bundle, backend), chosen, progress=progress)
+
+
+def perplexity(
+    bundle: StrPath,
+    text: StrPath,
+    *,
+    backend: BackendName | None = None,
+    limit: int | None = None,
+    window: int = 512,
+    progress: Progress | None = None,
+) -> Perplexity:
+    """How well a bundle predicts the text file `text`, in windows of `window` tokens that do not overlap.
+
+    `limit`: score that many tokens, in windows drawn by a fixed seed from the whole text; one token after another, so
+    that it takes as long as writing them would. Raises BundleError, BackendError, EvaluationError, OptionError.
+    """
+    from handlens_runtime.evaluation import measure
+
+    _check_limit(limit)
+    if window < 2:
+        raise OptionError(f"window is {window}; choose at least 2 tokens.")
+    return measure(_steady_engine(bundle, backend), Path(text), window=window, limit=limit, progress=progress)
+
+
+def _steady_engine(bundle: StrPath, backend: BackendName | None) -> Engine:
+    from handlens_runtime.engine import Engine
+    from handlens_runtime.golden.asking import DAY
+
+    return Engine(Path(bundle), backend, now=lambda: DAY)
+
+
+def _check_limit(limit: int | None) -> None:
+    if limit is not None and limit < 1:
+        raise OptionError(f"limit is {limit}; choose a whole number of at least 1, or leave it out.")

@@ -1,0 +1,147 @@
+"""Perplexity of a bundle on a text: how well it predicts what is written, with no chat template around it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import exp, sqrt
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from handlens_runtime.engine import Engine
+from handlens_runtime.errors import EvaluationError
+from handlens_runtime.evaluation.scoring import Z
+from handlens_runtime.tokenizer import Tokenizer
+
+WINDOW = 512
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PerplexityRatio:
+    """Two runs on the same tokens."""
+
+    ratio: float
+    """This run's perplexity over the other's; above 1 where this one predicts worse."""
+    interval: tuple[float, float]
+    """95 % interval of the ratio, paired token by token."""
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """One bundle on one text and one backend."""
+
+    bundle: str
+    backend: str
+    path: Path
+    sha256: str
+    """The text's, as `sha256sum` prints it."""
+    windows: tuple[Ids, ...]
+    """What was fed, each from an empty cache; all but its first token scored."""
+    scores: NDArray[np.float64]
+    """Log-probability of each scored token, (tokens,)."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens scored."""
+        return len(self.scores)
+
+    @property
+    def perplexity(self) -> float:
+        """exp of minus the mean log-probability. Raises EvaluationError where nothing was scored."""
+        if not self.tokens:
+            raise EvaluationError(f"No token of {self.path} was scored; let at least one window be.")
+        return exp(-float(self.scores.mean()))
+
+    @property
+    def standard_error(self) -> float:
+        """Of the perplexity, to first order; tokens count as independent."""
+        return self.perplexity * float(self.scores.std()) / sqrt(self.tokens)
+
+    def compare(self, other: Perplexity) -> PerplexityRatio:
+        """This run over `other`. Raises EvaluationError where they did not score the same tokens."""
+        if self.windows != other.windows:
+            raise EvaluationError(
+                f"{self.bundle} and {other.bundle} did not score the same tokens of {self.path}, so their perplexities "
+                "cannot be compared; compare bundles of one tokenizer with the same limit and window."
+            )
+        apart = other.scores - self.scores
+        mean, half = float(apart.mean()), Z * float(apart.std()) / sqrt(len(apart))
+        return PerplexityRatio(exp(mean), (exp(mean - half), exp(mean + half)))
+
+    def to_json(self) -> dict[str, Any]:
+        """For scripts."""
+        return {
+            "bundle": self.bundle,
+            "backend": self.backend,
+            "text": {"path": str(self.path), "sha256": self.sha256},
+            "tokens": self.tokens,
+            "perplexity": self.perplexity,
+            "standard_error": self.standard_error,
+        }
+
+
+def read_text(path: Path) -> tuple[str, str]:
+    """A text and the sha256 of its bytes. Raises EvaluationError."""
+    try:
+        content = path.read_bytes()
+        return content.decode(), hashlib.sha256(content).hexdigest()
+    except OSError as error:
+        raise EvaluationError(f"{path} cannot be read ({error.strerror}); give a text in UTF-8.") from error
+    except UnicodeDecodeError as error:
+        raise EvaluationError(f"{path} is not UTF-8 at byte {error.start}; save the text in UTF-8.") from error
+
+
+def windows(
+    tokenizer: Tokenizer, text: str, length: int = WINDOW, limit: int | None = None, seed: int = 0
+) -> tuple[Ids, ...]:
+    """The text's ids in windows of `length` that do not overlap, in order; the last may be shorter.
+
+    `limit`: score at most this many tokens, in windows drawn by `seed` from the whole text; the last is cut.
+    """
+    ids = tokenizer.encode(text)
+    cut = [tuple(ids[begin : begin + length]) for begin in range(0, len(ids), length)]
+    cut = [window for window in cut if len(window) > 1]  # a first token has nothing before it to be predicted from
+    if limit is None:
+        return tuple(cut)
+    chosen: dict[int, Ids] = {}
+    for index in Random(seed).sample(range(len(cut)), len(cut)):
+        if limit < 1:
+            break
+        chosen[index] = cut[index][: limit + 1]
+        limit -= len(chosen[index]) - 1
+    return tuple(chosen[index] for index in sorted(chosen))
+
+
+def measure(
+    engine: Engine,
+    path: Path,
+    *,
+    window: int = WINDOW,
+    limit: int | None = None,
+    progress: Callable[[str, float], None] | None = None,
+) -> Perplexity:
+    """Score the text at `path`, token by token, in windows no longer than the bundle's context.
+
+    Ends early upon `stop()`, with the windows done. Raises EvaluationError, BackendError, BusyError.
+    """
+    text, sha256 = read_text(path)
+    asked = windows(engine.tokenizer, text, min(window, engine.bundle.manifest.sizes.context), limit)
+    if not asked:
+        raise EvaluationError(f"{path} has fewer than two tokens, and there is nothing to score; give a longer text.")
+    name = engine.backend.name
+    scores: list[NDArray[np.float64]] = []
+    for done, ids in enumerate(asked, start=1):
+        found = engine.score_ids(ids)
+        if engine.stats.finish == "cancelled":
+            break
+        scores.append(found)
+        if progress is not None:
+            progress(f"perplexity {name}", done / len(asked))
+    joined = np.concatenate(scores) if scores else np.empty(0)
+    return Perplexity(engine.bundle.manifest.name, name, path, sha256, asked[: len(scores)], joined)
