@@ -13,6 +13,7 @@ from handlens_runtime.errors import HandLensError, OptionError
 if TYPE_CHECKING:
     from handlens_export.check import Report
     from handlens_export.recipe import Recipe
+    from handlens_runtime.bundle import Bundle
     from handlens_runtime.engine import Engine
     from handlens_runtime.evaluation import Evaluation, Perplexity
     from handlens_runtime.golden import Replay
@@ -168,11 +169,11 @@ def evaluate(
     """
     from handlens_runtime.evaluation import evaluate, read_set
 
-    _check_limit(limit)
+    check_limit(limit)
     chosen = read_set(Path(questions))
     if limit is not None:
         chosen = chosen.spread(limit)
-    return evaluate(_steady_engine(bundle, backend), chosen, progress=progress)
+    return evaluate(steady_engine(bundle, backend), chosen, progress=progress)
 
 
 def perplexity(
@@ -191,19 +192,22 @@ def perplexity(
     """
     from handlens_runtime.evaluation import measure
 
-    _check_limit(limit)
+    check_limit(limit)
     if window < 2:
         raise OptionError(f"window is {window}; choose at least 2 tokens.")
-    return measure(_steady_engine(bundle, backend), Path(text), window=window, limit=limit, progress=progress)
+    return measure(steady_engine(bundle, backend), Path(text), window=window, limit=limit, progress=progress)
 
 
-def _steady_engine(bundle: StrPath, backend: BackendName | None) -> Engine:
+def steady_engine(bundle: StrPath | Bundle, backend: BackendName | None) -> Engine:
+    """An engine for measuring: its clock stands still, so that a template that writes the date changes no answer."""
+    from handlens_runtime.bundle import Bundle
     from handlens_runtime.engine import Engine
     from handlens_runtime.golden.asking import DAY
 
-    return Engine(Path(bundle), backend, now=lambda: DAY)
+    return Engine(bundle if isinstance(bundle, Bundle) else Path(bundle), backend, now=lambda: DAY)
 
 
-def _check_limit(limit: int | None) -> None:
+def check_limit(limit: int | None) -> None:
+    """Raise OptionError for a limit that leaves nothing."""
     if limit is not None and limit < 1:
         raise OptionError(f"limit is {limit}; choose a whole number of at least 1, or leave it out.")

@@ -58,7 +58,7 @@ def question(line, kind, group):
 
 def evaluation(texts, sha256="0", cells=(("field", "seen"), ("field", "unseen"), ("count", "seen"))):
     answers = [Answer(question(i, *cells[i % len(cells)]), text, 9, 4 * i, 1) for i, text in enumerate(texts)]
-    return Evaluation("tiny", "onnx", Path("set.jsonl"), sha256, tuple(answers))
+    return Evaluation("tiny", Path("bundle"), "onnx", Path("set.jsonl"), sha256, tuple(answers))
 
 
 def test_each_kind_and_group_is_scored_then_groups_then_all():

@@ -37,6 +37,9 @@ class Perplexity:
     """One bundle on one text and one backend."""
 
     bundle: str
+    """The bundle's name, from its manifest."""
+    folder: Path
+    """The bundle's, absolute."""
     backend: str
     path: Path
     sha256: str
@@ -67,7 +70,7 @@ class Perplexity:
         """This run over `other`. Raises EvaluationError where they did not score the same tokens."""
         if self.windows != other.windows:
             raise EvaluationError(
-                f"{self.bundle} and {other.bundle} did not score the same tokens of {self.path}, so their perplexities "
+                f"{self.folder} and {other.folder} did not score the same tokens of {self.path}, so their perplexities "
                 "cannot be compared; compare bundles of one tokenizer with the same limit and window."
             )
         apart = other.scores - self.scores
@@ -78,6 +81,7 @@ class Perplexity:
         """For scripts."""
         return {
             "bundle": self.bundle,
+            "folder": str(self.folder),
             "backend": self.backend,
             "text": {"path": str(self.path), "sha256": self.sha256},
             "tokens": self.tokens,
@@ -144,4 +148,5 @@ def measure(
         if progress is not None:
             progress(f"perplexity {name}", done / len(asked))
     joined = np.concatenate(scores) if scores else np.empty(0)
-    return Perplexity(engine.bundle.manifest.name, name, path, sha256, asked[: len(scores)], joined)
+    made = engine.bundle
+    return Perplexity(made.manifest.name, made.path, name, path, sha256, asked[: len(scores)], joined)

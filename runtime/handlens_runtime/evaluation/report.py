@@ -102,6 +102,8 @@ class Evaluation:
 
     bundle: str
     """The bundle's name, from its manifest."""
+    folder: Path
+    """The bundle's, absolute."""
     backend: str
     path: Path
     """The evaluation set."""
@@ -140,6 +142,7 @@ class Evaluation:
         """For scripts: the scores, not the answers."""
         return {
             "bundle": self.bundle,
+            "folder": str(self.folder),
             "backend": self.backend,
             "set": {"path": str(self.path), "sha256": self.sha256},
             "scores": [asdict(score) for score in self.scores],

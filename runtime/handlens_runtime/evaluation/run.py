@@ -57,7 +57,8 @@ def evaluate(
             each(answer)
         if progress is not None:
             progress(f"evaluate {name}", len(answers) / len(chosen.questions))
-    return Evaluation(engine.bundle.manifest.name, name, chosen.path, chosen.sha256, tuple(answers))
+    bundle = engine.bundle
+    return Evaluation(bundle.manifest.name, bundle.path, name, chosen.path, chosen.sha256, tuple(answers))
 
 
 def _refuse_pictures(engine: Engine, chosen: QuestionSet) -> None:

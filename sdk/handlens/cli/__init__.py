@@ -9,6 +9,7 @@ import typer
 
 from handlens import __version__
 from handlens.cli.check import check
+from handlens.cli.evaluate import evaluate
 from handlens.cli.export import export
 from handlens.cli.init import init
 from handlens.cli.inspect import inspect
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for verb in (init, export, run, inspect, check):
     app.command(cls=Verb)(verb)
+app.command("eval", cls=Verb)(evaluate)  # `eval` is Python's own word
 
 
 def _version(asked: bool) -> None:

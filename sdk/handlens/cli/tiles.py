@@ -28,10 +28,7 @@ def write_tiles(manifest: Manifest, images: Sequence[Path], target: Path) -> Non
         raise OptionError(f"--show-tiles needs a bundle that reads pictures, but {manifest.name} reads text only.")
     if not images:
         raise OptionError("--show-tiles needs a picture; give one with --image.")
-    if target.suffix.lower() not in ENDINGS:
-        raise OptionError(f"--show-tiles {target} does not end in {', '.join(ENDINGS)}; name it as in tiles.png.")
-    if not target.parent.is_dir():
-        raise OptionError(f"--show-tiles {target}: there is no folder {target.parent}; make it, or name another.")
+    check_target("--show-tiles", target)
     sheets = [draw_tiles(open_image(image, rule.max_pixels, rule.background), rule) for image in images]
     page = Image.new(
         "RGB",
@@ -43,3 +40,11 @@ def write_tiles(manifest: Manifest, images: Sequence[Path], target: Path) -> Non
         page.paste(sheet, (0, top))
         top += sheet.height + GAP
     page.save(target)
+
+
+def check_target(option: str, target: Path) -> None:
+    """Refuse a place for a picture before any work. Raises OptionError, which names the option."""
+    if target.suffix.lower() not in ENDINGS:
+        raise OptionError(f"{option} {target} does not end in {', '.join(ENDINGS)}; name it as in picture.png.")
+    if not target.parent.is_dir():
+        raise OptionError(f"{option} {target}: there is no folder {target.parent}; make it, or name another.")
