@@ -4,7 +4,8 @@ HandLensError                 (handlens_runtime.errors)
 └── ExportError               base of the workstation's errors
     ├── CheckpointError       a checkpoint cannot be read, or is of a kind that is refused
     ├── UnsupportedError      a config field, bit width or operator that a family or backend does not have
-    └── TargetError           the place to write to is taken or not writable
+    ├── TargetError           the place to write to is taken or not writable
+    └── GateError             the exported programs answer fewer questions right than was asked for
 """
 
 from handlens_runtime.errors import HandLensError
@@ -24,3 +25,7 @@ class UnsupportedError(ExportError):
 
 class TargetError(ExportError):
     """The place to write to is taken or not writable."""
+
+
+class GateError(ExportError):
+    """The exported programs answer fewer questions right than was asked for; no bundle was written."""

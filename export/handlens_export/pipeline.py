@@ -1,4 +1,4 @@
-"""Checkpoint to bundle, in reading order: read, quantize, calibrate, lower, record, bundle."""
+"""Checkpoint to bundle, in reading order: read, quantize, calibrate, lower, record, gate where asked, bundle."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from handlens_export.bundle import check_target, file_entries, staged, write_golden, write_manifest
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import KV_SCALES, Plan, describe, plan
+from handlens_export.gate import Gate, check_readable, judge
 from handlens_export.lower.lowering import LoweringSpec, check_delegation, find
 from handlens_export.network import decoding
 from handlens_export.network.load import Parameters
@@ -19,6 +20,7 @@ from handlens_export.quantize.network import quantize_network
 from handlens_export.quantize.weight import shallow_copy
 from handlens_export.recipe import Recipe
 from handlens_runtime.bundle import TOKENIZER, Bundle
+from handlens_runtime.evaluation import read_set
 from handlens_runtime.golden import record
 from handlens_runtime.manifest import BackendGraphs, BackendName, Manifest
 from handlens_runtime.tokenizer import Tokenizer
@@ -31,6 +33,8 @@ Warn = Callable[[str], None]
 
 SHARES = {"read": 0.02, "quantize": 0.13, "calibrate": 0.05, "lower": 0.72, "record": 0.05, "bundle": 0.03}
 """Of the time of an export, as measured on SmolLM2-135M for both backends."""
+GATE_SHARE = 0.5
+"""Of the time of an export with a gate; a guess, for its set may hold ten questions or ten thousand."""
 
 
 def export(
@@ -39,6 +43,7 @@ def export(
     recipe: Recipe,
     *,
     lora: Path | None = None,
+    gate: Gate | None = None,
     force: bool = False,
     progress: Progress | None = None,
     warn: Warn | None = None,
@@ -47,11 +52,16 @@ def export(
 
     Raises CheckpointError, UnsupportedError, TargetError. `target` is written beside and renamed: it is whole or
     it is not there. An existing `target` is replaced only with `force`, and only once the new one is whole.
+    With a `gate`, each backend's program first answers its questions; GateError where too few are right,
+    EvaluationError where its set cannot be read or asked.
     What the checkpoint asks for and does not get goes to `warn`; without one, to Python's `warnings`.
     """
-    stage = _Stages(progress or (lambda _stage, _share: None))
+    stage = _Stages(progress or (lambda _stage, _share: None), gated=gate is not None)
     check_target(target, force)
+    questions = None if gate is None else read_set(gate.path)
     planned = plan(read(source, lora), recipe)
+    if questions is not None:
+        check_readable(questions, planned)
     for sentence in decoding.warnings(planned.checkpoint):
         (warn or warnings.warn)(sentence)
     parameters = Parameters(planned.checkpoint, planned.family, planned.config)
@@ -87,6 +97,11 @@ def export(
         manifest = write_golden(folder, manifest, golden)
         stage.done("record")
 
+        if gate is not None and questions is not None:
+            judged = judge(Bundle(folder, manifest), questions, gate.accuracy, stage.part_of("gate"))
+            manifest = manifest.model_copy(update={"gate": judged})
+            stage.done("gate")
+
         write_manifest(folder, manifest)
         stage.done("bundle")
     return manifest
@@ -106,7 +121,9 @@ def _spec(planned: Plan, recipe: Recipe, scales: tuple[Scales, ...] | None) -> L
 class _Stages:
     """Turns each stage's own share done into the share of the whole."""
 
-    def __init__(self, report: Progress) -> None:
+    def __init__(self, report: Progress, gated: bool) -> None:
+        rest = 1 - GATE_SHARE if gated else 1.0
+        self._shares = {"gate": GATE_SHARE, **{name: rest * share for name, share in SHARES.items()}}
         self._report = report
         self._before = 0.0
 
@@ -114,14 +131,17 @@ class _Stages:
         """A callback for the stage `name`, or for a part of it that begins at `start`."""
         return partial(self._tell, name, self._before + start * self._share(name), part * self._share(name))
 
+    def part_of(self, name: str) -> Progress:
+        """A callback for the stage `name` that is told its parts' names."""
+        return lambda part, share: self._tell(part, self._before, self._share(name), share)
+
     def done(self, name: str) -> None:
         """The stage is over."""
-        self._before += SHARES[name]
+        self._before += self._share(name)
         self._report(name, min(self._before, 1.0))
 
     def _tell(self, name: str, base: float, scale: float, share: float) -> None:
         self._report(name, base + scale * share)
 
-    @staticmethod
-    def _share(name: str) -> float:
-        return SHARES[name.split()[0]]
+    def _share(self, name: str) -> float:
+        return self._shares[name.split()[0]]

@@ -18,6 +18,8 @@ Resampling = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 BackendName = Literal["executorch", "onnx"]
 KVFormat = Literal["int8", "float"]
 Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class _Strict(BaseModel):
@@ -188,7 +190,7 @@ class FileEntry(_Strict):
     """Size and hash of one file of the bundle."""
 
     size: int
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    sha256: Sha256
 
 
 class BackendMemory(_Strict):
@@ -212,6 +214,25 @@ class MemoryEstimate(_Strict):
     """Per backend: each keeps its cache in a format of its own."""
 
 
+class GateScore(_Strict):
+    """How one backend's programs answered, shares from 0 to 1."""
+
+    exact_match: Share
+    character_accuracy: Share
+    """Mean of 1 - edit distance / length of the longer of both strings."""
+
+
+class Gate(_Strict):
+    """An evaluation set that the programs had to answer before the bundle got its name."""
+
+    set_sha256: Sha256
+    """Of the JSONL file."""
+    questions: Positive
+    accuracy: Share
+    """Least exact match that was asked for."""
+    backends: dict[BackendName, GateScore]
+
+
 class Manifest(_Strict):
     """`manifest.json`."""
 
@@ -227,6 +248,8 @@ class Manifest(_Strict):
     quantization: Quantization
     backends: dict[BackendName, BackendGraphs]
     memory: MemoryEstimate
+    gate: Gate | None = None
+    """None where the export was asked for none."""
     versions: dict[str, str]
     """Tools that made the bundle, so that a mismatch at run time can be named."""
     files: dict[str, FileEntry]

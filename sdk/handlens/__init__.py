@@ -19,7 +19,7 @@ from handlens._api import check, evaluate, export, init, load, perplexity
 
 if TYPE_CHECKING:
     from handlens_export.check import Report
-    from handlens_export.errors import CheckpointError, ExportError, TargetError, UnsupportedError
+    from handlens_export.errors import CheckpointError, ExportError, GateError, TargetError, UnsupportedError
     from handlens_export.recipe import Recipe
     from handlens_runtime.bundle import Bundle
     from handlens_runtime.chat import Message
@@ -52,6 +52,7 @@ _HOME = {
     "Evaluation": "handlens_runtime.evaluation",
     "EvaluationError": "handlens_runtime.errors",
     "ExportError": "handlens_export.errors",
+    "GateError": "handlens_export.errors",
     "HandLensError": "handlens_runtime.errors",
     "ImageError": "handlens_runtime.errors",
     "Manifest": "handlens_runtime.manifest",
@@ -80,6 +81,7 @@ __all__ = [
     "Evaluation",
     "EvaluationError",
     "ExportError",
+    "GateError",
     "HandLensError",
     "ImageError",
     "Manifest",

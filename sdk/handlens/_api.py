@@ -55,6 +55,8 @@ def export(
     recipe: Recipe | None = None,
     *,
     lora: StrPath | None = None,
+    gate: StrPath | None = None,
+    gate_accuracy: float = 0.9,
     force: bool = False,
     progress: Progress | None = None,
     warn: Warn | None = None,
@@ -63,11 +65,14 @@ def export(
 
     `bundle` is whole or it is not there; an existing one is replaced only with `force`. `recipe` decides bits,
     cache, context and backends; `lora` is merged into the weights. What the checkpoint asks for and does not get, such
-    as beam search, goes to `warn`; without one, to Python's `warnings`. Needs the extra `export`.
-    Raises CheckpointError, UnsupportedError, TargetError.
+    as beam search, goes to `warn`; without one, to Python's `warnings`. With `gate`, an evaluation set as `evaluate`
+    reads, every backend must answer at least `gate_accuracy` of the questions exactly, or there is no bundle.
+    Needs the extra `export`.
+    Raises CheckpointError, UnsupportedError, TargetError, EvaluationError, GateError.
     """
     require_workstation("export")
     from handlens_export import pipeline
+    from handlens_export.gate import Gate
     from handlens_export.recipe import Recipe
 
     return pipeline.export(
@@ -75,6 +80,7 @@ def export(
         Path(bundle),
         recipe or Recipe(),
         lora=Path(lora) if lora else None,
+        gate=Gate(Path(gate), gate_accuracy) if gate else None,
         force=force,
         progress=progress,
         warn=warn,

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from handlens.cli import app
 from handlens_export import pipeline
 from handlens_export.errors import TargetError
+from handlens_export.gate import Gate
 from handlens_export.recipe import Recipe
 from handlens_runtime.manifest import Manifest
 
@@ -25,11 +26,12 @@ def calls(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> list[tuple[obj
         recipe: Recipe,
         *,
         lora: Path | None = None,
+        gate: Gate | None = None,
         force: bool = False,
         progress: Callable[[str, float], None] | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> Manifest:
-        seen.append((source, target, recipe, lora, force))
+        seen.append((source, target, recipe, lora, force) if gate is None else (source, target, gate))
         if target.name == "taken":
             raise TargetError("taken exists; give --force.")
         assert progress is not None and warn is not None
@@ -111,3 +113,38 @@ def test_mistakes_leave_with_2(
     result = runner.invoke(app, ["export", "ckpt", *arguments])
     assert (result.exit_code, result.stdout) == (2, "")
     assert says in result.stderr
+
+
+@pytest.mark.parametrize(("more", "accuracy"), [([], 0.9), (["--gate-accuracy", "0.75"], 0.75)])
+def test_a_gate_reaches_the_pipeline(
+    runner: CliRunner, calls: list[tuple[object, ...]], more: list[str], accuracy: float
+) -> None:
+    result = runner.invoke(app, ["export", "ckpt", "-o", "bundle", "--gate", "set.jsonl", *more])
+    assert result.exit_code == 0, result.stderr
+    assert calls == [(Path("ckpt"), Path("bundle"), Gate(Path("set.jsonl"), accuracy))]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--gate-accuracy", "0.9"], "give --gate too"),
+        (["--gate", "set.jsonl", "--gate-accuracy", "95"], "--gate-accuracy is 95.0, but a share lies between 0 and 1"),
+    ],
+)
+def test_a_gate_that_makes_no_sense_is_refused(
+    runner: CliRunner, calls: list[tuple[object, ...]], words: list[str], said: str
+) -> None:
+    result = runner.invoke(app, ["export", "ckpt", "-o", "bundle", *words])
+    assert (result.exit_code, calls) == (2, [])
+    assert said in result.stderr
+
+
+def test_what_the_gate_found_is_said(
+    runner: CliRunner, calls: list[tuple[object, ...]], manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = {"onnx": {"exact_match": 0.9615, "character_accuracy": 0.99}}
+    found = {"set_sha256": "9" * 64, "questions": 26, "accuracy": 0.9, "backends": scores}
+    passed = Manifest.model_validate({**manifest.model_dump(), "gate": found})
+    monkeypatch.setattr(pipeline, "export", lambda *_, **__: passed)
+    result = runner.invoke(app, ["export", "ckpt", "-o", "bundle"])
+    assert "Gate: of 26 questions, answered exactly: 96.2% on onnx." in result.stdout

@@ -6,6 +6,7 @@ from pathlib import Path
 from typer.testing import CliRunner
 
 from handlens.cli import app
+from handlens_runtime.bundle import seal
 from handlens_runtime.manifest import Manifest
 
 
@@ -32,6 +33,17 @@ def test_tables_name_bits_exceptions_leftovers_and_files(runner: CliRunner, bund
         "peak, onnx",
     ):
         assert text in result.stdout
+
+
+def test_a_gate_that_was_passed_is_shown(runner: CliRunner, bundle: Path, manifest: Manifest) -> None:
+    assert "Gate" not in runner.invoke(app, ["inspect", str(bundle)]).stdout
+    scores = {"onnx": {"exact_match": 0.9615, "character_accuracy": 0.9921}}
+    found = {"set_sha256": "9" * 64, "questions": 26, "accuracy": 0.9, "backends": scores}
+    content = Manifest.model_validate({**manifest.model_dump(), "gate": found}).model_dump_json().encode()
+    (bundle / "manifest.json").write_bytes(content)
+    (bundle / "manifest.sha256").write_bytes(seal(content))
+    shown = [line.split() for line in runner.invoke(app, ["inspect", str(bundle)]).stdout.splitlines()]
+    assert ["onnx", "26", "96.2%", "90.0%", "99.2%", "999999999999…"] in shown
 
 
 def test_a_damaged_file_is_named(runner: CliRunner, bundle: Path) -> None:

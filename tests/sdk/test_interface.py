@@ -14,6 +14,7 @@ from handlens import _api
 from handlens.cli import app, choices
 from handlens.cli.export import backends
 from handlens_export import errors as export_errors
+from handlens_export.gate import Gate
 from handlens_export.recipe import Recipe
 from handlens_runtime import errors as runtime_errors
 from handlens_runtime import manifest
@@ -66,6 +67,8 @@ def test_help_shows_the_recipes_defaults() -> None:
     assert shown["backend"] == ",".join(recipe.backends)
     for name in ("bits", "group", "vision_bits", "embedding_bits", "kv", "chunk", "max_portable"):
         assert shown[name] == str(getattr(recipe, name))
+    assert shown["gate_accuracy"] == str(Gate.accuracy)
+    assert inspect.signature(handlens.export).parameters["gate_accuracy"].default == Gate.accuracy
 
 
 def test_help_shows_the_options_default() -> None:

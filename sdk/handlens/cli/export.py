@@ -53,13 +53,23 @@ def export(
     lora: Annotated[
         Path | None, typer.Option(metavar="DIR", help="LoRA folder to merge into the weights.", show_default=False)
     ] = None,
+    gate: Annotated[
+        Path | None,
+        typer.Option(metavar="SET", help="Questions that the programs must answer, as in eval.", show_default=False),
+    ] = None,
+    gate_accuracy: Annotated[
+        float | None, typer.Option(help="Least share of exact answers, or there is no bundle.", show_default="0.9")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")] = False,
 ) -> None:
     """Turn a checkpoint into a bundle that a phone runs."""
+    if gate_accuracy is not None and gate is None:
+        raise typer.BadParameter("needs questions; give --gate too.", param_hint="--gate-accuracy")
     from handlens import _api
 
     _api.require_workstation("export")
+    from handlens_export.gate import Gate
     from handlens_export.recipe import Recipe
 
     default = Recipe()
@@ -79,7 +89,15 @@ def export(
     warnings: list[str] = []
     with without_cpuinfo(), interruptible(), shown() as progress:
         manifest = _api.export(
-            checkpoint, output, recipe, lora=lora, force=force, progress=progress, warn=warnings.append
+            checkpoint,
+            output,
+            recipe,
+            lora=lora,
+            gate=gate,
+            gate_accuracy=Gate.accuracy if gate_accuracy is None else gate_accuracy,
+            force=force,
+            progress=progress,
+            warn=warnings.append,
         )
     for warning in warnings:  # once the progress bar is gone
         complain(warning)
@@ -102,6 +120,9 @@ def _report(output: Path, manifest: Manifest, seconds: float, warnings: list[str
         f"{output}: {manifest.name}, {count(manifest.sizes.parameters)} parameters, {size(total)} for "
         f"{' and '.join(manifest.backends)}, in {duration(seconds)}."
     )
+    if manifest.gate is not None:
+        passed = ", ".join(f"{score.exact_match:.1%} on {name}" for name, score in manifest.gate.backends.items())
+        typer.echo(f"Gate: of {manifest.gate.questions} questions, answered exactly: {passed}.")
     typer.echo(f'Next: handlens run {output} "…"')
 
 

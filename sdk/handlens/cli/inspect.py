@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from handlens_runtime.bundle import Bundle
-    from handlens_runtime.manifest import Graph, ImageRule, Manifest
+    from handlens_runtime.manifest import Gate, Graph, ImageRule, Manifest
 
 MOST_OPERATORS = 6
 """Operators named per graph in the table; --json has all of them."""
@@ -81,6 +81,8 @@ def page(bundle: Bundle) -> Iterator[tuple[str, Table]]:
         yield "Pictures", _pairs(_image_rows(manifest.image))
     yield "Programs", _graphs(manifest)
     yield "Files, sizes and hashes verified", _files(manifest)
+    if manifest.gate is not None:
+        yield "Gate, passed at export", _gate(manifest.gate)
     yield "Memory on a device, from sizes, not measured", _pairs(_memory_rows(manifest))
 
 
@@ -155,6 +157,21 @@ def _files(manifest: Manifest) -> Table:
     table = plain_table("file", "size", "sha256")
     for name, entry in sorted(manifest.files.items()):
         add_row(table, name, size(entry.size), f"{entry.sha256[:12]}…")
+    return table
+
+
+def _gate(gate: Gate) -> Table:
+    table = plain_table("backend", "questions", "exact match", "asked for", "characters right", "set's sha256")
+    for backend, score in gate.backends.items():
+        add_row(
+            table,
+            backend,
+            str(gate.questions),
+            f"{score.exact_match:.1%}",
+            f"{gate.accuracy:.1%}",
+            f"{score.character_accuracy:.1%}",
+            f"{gate.set_sha256[:12]}…",
+        )
     return table
 
 
