@@ -82,7 +82,7 @@ def test_training_and_held_out_families_are_apart_and_complete() -> None:
 def test_each_kind_of_print_is_both_trained_and_held_out() -> None:
     legible = {"sans", "condensed", "serif", "slab", "mono"}
     assert {family.kind for family in families(held_out=True)} == legible
-    assert {family.kind for family in families(held_out=False)} == legible | {"handwritten", "display"}
+    assert {family.kind for family in families(held_out=False)} == legible
 
 
 def test_no_training_family_is_kin_to_a_held_out_one() -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 MOST_DEGREES = 2.0
-CLEAN = 0.35
+CLEAN = 0.5
 """Share of pages that stay as drawn, as a screenshot would."""
 
 

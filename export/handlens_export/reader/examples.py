@@ -11,15 +11,12 @@ from PIL import Image
 
 from handlens_export.reader.camera import SAME, Affine, photograph
 from handlens_export.reader.fonts import Family, families, font_files
-from handlens_export.reader.fonts import Kind as FontKind
 from handlens_export.reader.layouts import LAYOUTS, drawn_style
 from handlens_export.reader.page import Page
 from handlens_export.reader.questions import turns
 from handlens_export.reader.scene import Turn
 
 TILE = 224
-LEAST_SIZE: dict[FontKind, int] = {"handwritten": 16, "display": 16}
-"""Of text in pixels, by kind of font: nobody sets these small, and a person could not read them if one did."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +48,7 @@ def example(
     family = random.choice(typefaces)
     layout = random.choice(layouts)
     width, height = (round(side * TILE * random.uniform(0.8, 1.0)) for side in grid)
-    style = drawn_style(random, upright(family), LEAST_SIZE.get(family.kind, 10))
+    style = drawn_style(random, upright(family))
     scene = LAYOUTS[layout](random, style, width, height)
     picture, where = photograph(scene.page.image, random) if photographed else (scene.page.image, SAME)
     return Example(picture, scene.page, where, layout, family.name, turns(scene, random, questions))

@@ -20,7 +20,7 @@ from handlens_export.errors import ExportError
 from handlens_export.materials import download, open_member, verify
 from handlens_runtime.verdicts import cache_folder
 
-Kind = Literal["sans", "condensed", "serif", "slab", "mono", "handwritten", "display"]
+Kind = Literal["sans", "condensed", "serif", "slab", "mono"]
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,6 @@ _WHEELS = {
     "JetBrains Mono": ("2.211", "546e53afe7048f4c4ac2be8cbc00c42d7208bb5f6cd00f852225aa2797335de4"),
     "Inconsolata": ("3.1", "9428dd98d26739e511fc97032c22c35666f925a686119fc91c9540801bea67f1"),
     "IBM Plex Mono": ("2.3", "a4ac4311b1fe40e715a5b93e7bdefb6d23d608217f560e064446b25c1ffa2804"),
-    "Kalam": ("2.1", "6effb7ee67f3b862de84524a705beb362777153da60c4417805c93b3548e147d"),
-    "Delius": ("1.1", "1b20ada0a77dab0c680ba8d8881fbce8ea33ba22b898d34684a96c982f76ad03"),
-    "Indie Flower": ("2.0", "30fd37149b5d91068e7614628b0f3d139d9fb880929d7e163d389691d778c21d"),
-    "Shadows Into Light": ("1.0", "342bece4a8f7f0e55de8162079804b0a50a31a95a4f220250318398a6775d2c2"),
-    "Lobster": ("2.100", "34c366bf94110496fddb53d8f3afd83e72487461342df013f5fc49862f5fc29c"),
-    "Anton": ("2.116", "019bd761acc525b186dfbdc9fd62fd0dfdb44f0347bba1ef604b4aefc9a60625"),
-    "Abril Fatface": ("1.1", "3ed5bfda9351aa0941bd168e3935f078c30665552059a3193f1b63b9d4f96475"),
-    "Press Start 2P": ("3.0", "6b26eb9b52d970393c9738a72c01d59251c5c4b1ca9ff412ba2e2987b2d09c97"),
 }
 
 
@@ -137,14 +129,6 @@ FAMILIES = (
     _family("JetBrains Mono", "mono", ("JetBrainsMono[wght].ttf", "JetBrainsMono-Italic[wght].ttf")),
     _family("Inconsolata", "mono", ("Inconsolata[wdth,wght].ttf",)),
     _family("IBM Plex Mono", "mono", _styles("IBMPlexMono", "Regular Bold Italic"), held_out=True),
-    _family("Kalam", "handwritten", _styles("Kalam", "Regular Bold")),
-    _family("Delius", "handwritten", _styles("Delius", "Regular")),
-    _family("Indie Flower", "handwritten", _styles("IndieFlower", "Regular")),
-    _family("Shadows Into Light", "handwritten", ("ShadowsIntoLight.ttf",)),
-    _family("Lobster", "display", _styles("Lobster", "Regular")),
-    _family("Anton", "display", _styles("Anton", "Regular")),
-    _family("Abril Fatface", "display", _styles("AbrilFatface", "Regular")),
-    _family("Press Start 2P", "display", _styles("PressStart2P", "Regular")),
 )
 
 

@@ -96,7 +96,7 @@ def _under(
         shapes.reshape(-1)[inside] = 1 + SHAPES.index(shape.kind)
         colours.reshape(-1)[inside] = 1 + COLOURS.index(shape.colour)
     for line in sorted(page.lines, key=lambda line: line.box[1]):
-        readable = (line.box[3] - line.box[1]) * where.scale * scale[1] >= _least(line.text)
+        readable = (line.box[3] - line.box[1]) * where.scale * min(scale) >= _least(line.text)
         points = where(np.array([(x, line.y) for x in line.centres])) * scale + offset
         places = np.floor(points / patch).astype(int)
         for character, (x, y) in zip(line.text, places, strict=True):

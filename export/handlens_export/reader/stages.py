@@ -35,10 +35,10 @@ def stages() -> dict[str, Stage]:
     plain = (*TRAINED, *["strings"] * 4)
     return {
         "dense": Stage(
-            Mix("dense", plain, fonts, ONE, tiles=24, questions=1),
+            Mix("dense", plain, fonts, ONE, tiles=12, questions=1),
             {"dense": 1.0},
             steps=12_000,
-            learning_rate=2e-3,
+            learning_rate=4e-3,
         ),
         "language": Stage(
             Mix("language", plain, fonts, FEW, tiles=20, questions=6, chat=0.05, pictures=False),

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from handlens_export.reader.batches import Batch, from_step
+from handlens_export.reader.initial import begin
 from handlens_export.reader.losses import losses_of
 from handlens_export.reader.model import Networks, Sizes
 from handlens_export.reader.optimizer import Optimizer
@@ -72,6 +73,9 @@ class Run:
             weights = torch.load(self.folder / f"{before}.pt", weights_only=True)["modules"]
             prefixes = PARTS.get(before, ("",))
             self.networks.load_state_dict({k: v for k, v in weights.items() if k.startswith(prefixes)}, strict=False)
+        if not self.stage.after and "dense" in self.stage.losses:
+            unused = from_step(self.stage.mix, self.networks.sizes, self.stage.steps, self.stage.steps + 8, workers=0)
+            begin(self.networks.reader, torch.cat([batch.tiles for batch in unused]))
 
     def save(self) -> None:
         """Whole or not at all."""

@@ -67,6 +67,8 @@ def _lying(sheet: Sheet, random: Random, inks: list[Ink], top: float) -> None:
     values = _values(random, len(labels))
     start = 8 + max((look.length(label) for label in labels), default=0) + look.size * 0.4
     full = sheet.width - start - look.length("00000") - 8
+    if full < 20:
+        return
     for index, (label, value, ink) in enumerate(zip(labels, values, inks, strict=False)):
         y, end = top + index * step, start + full * value / max(values)
         sheet.page.shape("bar", (start, y + look.height * 0.1, end, y + look.height * 0.9), *ink)

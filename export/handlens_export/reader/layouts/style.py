@@ -68,15 +68,15 @@ class Style:
         return {"title": text, "upper": text.upper(), "lower": text.lower()}[self.case]
 
 
-def drawn_style(random: Random, fonts: Sequence[Path], least: int = 10) -> Style:
-    """A style in some of the given font files, with text of at least `least` pixels."""
+def drawn_style(random: Random, fonts: Sequence[Path]) -> Style:
+    """A style in some of the given font files."""
     background = _background(random)
     ink = _text_ink(random, background)
     panel = shade(random, random.choice(("red", "green", "blue", "purple", "brown", "grey", "black", "orange")))
     return Style(
         regular=random.choice(fonts),
         strong=random.choice(fonts),
-        size=max(least, random.randint(12, 18) if random.random() < 0.75 else random.randint(10, 24)),
+        size=random.randint(15, 20) if random.random() < 0.75 else random.randint(13, 28),
         background=background,
         ink=ink,
         accent=readable(random, background, without=ink.colour),

@@ -1,0 +1,181 @@
+"""Training rests on labels that are true, runs that go on where they stopped, and a checkpoint that is the network."""
+
+from __future__ import annotations
+
+from io import BytesIO
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from PIL import ImageFont
+
+from handlens_export.checkpoint.read import read
+from handlens_export.describe import plan
+from handlens_export.network.load import load
+from handlens_export.network.network import Network
+from handlens_export.reader import examples
+from handlens_export.reader.batches import RULE, Batches, Mix
+from handlens_export.reader.camera import SAME, _turned
+from handlens_export.reader.examples import TILE
+from handlens_export.reader.fonts import Family
+from handlens_export.reader.labels import CHARACTERS, COLOURS, SHAPES, UNREADABLE, Canvas, labels
+from handlens_export.reader.losses import losses_of
+from handlens_export.reader.model import Networks, Reader, Sizes
+from handlens_export.reader.page import Page
+from handlens_export.reader.save import save
+from handlens_export.reader.stages import Stage
+from handlens_export.reader.tokenizer import build
+from handlens_export.reader.train import Run
+from handlens_export.recipe import Recipe
+from handlens_runtime.bundle import TOKENIZER
+from handlens_runtime.images.preprocess import lay_out
+
+SMALL = Sizes(vision_width=32, vision_layers=1, vision_heads=2, width=32, layers=1, heads=2, kv_heads=1, mlp=32)
+PATCH = SMALL.patch
+
+
+@pytest.fixture
+def font(tmp_path: Path) -> Path:
+    """The font that Pillow carries, as a file."""
+    face = ImageFont.load_default(12)
+    assert isinstance(face, ImageFont.FreeTypeFont)
+    assert isinstance(face.path, BytesIO)
+    path = tmp_path / "default.ttf"
+    path.write_bytes(face.path.getvalue())
+    return path
+
+
+@pytest.fixture
+def mix(font: Path, monkeypatch: pytest.MonkeyPatch) -> Mix:
+    """Pages of every trained layout in Pillow's font."""
+    monkeypatch.setattr(examples, "font_files", lambda family: (font,))
+    family = Family("Any", "sans", "fontpkg-any==1", "0" * 64, ("any.ttf",), "OFL-1.1", held_out=False)
+    return Mix("test", ("receipt", "strings", "shapes"), (family,), ((1, 1), (2, 1)), tiles=3, questions=3)
+
+
+def read_back(page: Page, canvas: Canvas) -> list[str]:
+    """Each row of patches of the first tile, as text."""
+    found = labels(page, SAME, canvas).characters[0].reshape(canvas.grid, canvas.grid, -1)
+    return ["".join(CHARACTERS[c - 2] for patch in row for c in patch if c > UNREADABLE) for row in found]
+
+
+def test_labels_say_what_is_written_and_where(font: Path) -> None:
+    page = Page.blank(TILE, TILE, (255, 255, 255))
+    page.write((8, 20), "Total: 12.50", font, 16, (200, 0, 0), "red")
+    page.shape("circle", (100, 100, 160, 160), (0, 0, 255), "blue")
+    canvas = Canvas((TILE, TILE), 1, 1, TILE, PATCH, thumbnail=False)
+    rows = read_back(page, canvas)
+    assert rows.count("Total: 12.50") == 1
+    assert rows.index("Total: 12.50") == int(page.lines[0].y / PATCH)
+    found = labels(page, SAME, canvas)
+    shapes, colours = (part[0].reshape(canvas.grid, -1) for part in (found.shapes, found.colours))
+    at = 130 // PATCH
+    assert SHAPES[shapes[at, at] - 1] == "circle"
+    assert COLOURS[colours[at, at] - 1] == "blue"
+    assert COLOURS[colours[int(page.lines[0].y / PATCH), 1] - 1] == "red"
+    assert shapes[0, 0] == colours[0, 0] == 0
+
+
+def test_labels_follow_the_page_through_the_camera_and_the_tiles() -> None:
+    """A square drawn on the page and its label are at one place in the tiles, turned and resized as they are."""
+    for seed in range(6):
+        page = Page.blank(400, 210, (255, 255, 255))
+        page.shape("square", (250, 60, 330, 140), (0, 0, 0), "black")
+        picture, where = _turned(page.image, Random(seed))
+        layout = lay_out(picture, RULE)
+        assert (layout.columns, layout.rows) == (2, 1)
+        found = labels(page, where, Canvas(picture.size, 2, 1, TILE, PATCH, thumbnail=True)).shapes
+        levels = np.asarray(layout.canvas.convert("L")).reshape(TILE // PATCH, PATCH, 2 * TILE // PATCH, PATCH)
+        dark = levels[:, PATCH // 2, :, PATCH // 2] < 128
+        assert layout.thumbnail is not None
+        small = np.asarray(layout.thumbnail.convert("L"))[PATCH // 2 :: PATCH, PATCH // 2 :: PATCH] < 128
+        canvas = np.concatenate((found[1].reshape(dark.shape[0], -1), found[2].reshape(dark.shape[0], -1)), axis=1) > 0
+        # The square's edge may run through a patch's middle, and the canvas is black outside the picture.
+        assert (canvas & ~dark).sum() <= 2 < canvas.sum(), seed
+        assert (dark[2:-2, 8:-4] & ~canvas[2:-2, 8:-4]).sum() <= 2, seed
+        assert ((found[0].reshape(small.shape) > 0) ^ small).sum() <= 2, seed
+
+
+def test_text_too_small_for_the_thumbnail_is_not_guessed_at(font: Path) -> None:
+    page = Page.blank(4 * TILE, TILE, (255, 255, 255))
+    page.write((10, 100), "tiny", font, 16, (0, 0, 0), "black")
+    found = labels(page, SAME, Canvas(page.image.size, 4, 1, TILE, PATCH, thumbnail=True)).characters
+    assert set(np.unique(found[0])) == {0, UNREADABLE}
+    assert (found[1] > UNREADABLE).sum() == 4
+
+
+def test_a_steps_batch_is_the_same_whenever_it_is_drawn(mix: Mix) -> None:
+    one, other = (Batches(mix, SMALL)[7] for _ in range(2))
+    assert all(torch.equal(getattr(one, part), getattr(other, part)) for part in ("tiles", "characters", "ids"))
+    assert not torch.equal(Batches(mix, SMALL)[8].ids, one.ids)
+
+
+def test_a_batch_asks_as_the_chat_template_does(mix: Mix) -> None:
+    batch = Batches(mix, SMALL)[1]
+    text = build().decode(batch.ids[0].tolist(), skip_special_tokens=False)
+    image = "<image>" * int(batch.places[0].sum())
+    assert text.startswith(f"<|user|>{image}")
+    assert int(batch.places.sum()) == len(batch.tiles) * SMALL.tokens_per_tile
+    answers = build().decode(batch.targets[0][batch.targets[0] >= 0].tolist(), skip_special_tokens=False)
+    assert answers.count("<|end|>") == len(batch.kinds[0])
+    for answer in answers.split("<|end|>")[:-1]:
+        assert f"<|assistant|>{answer}<|end|>" in text
+
+
+def run(mix: Mix, folder: Path, until: float) -> Run:
+    torch.manual_seed(0)
+    folder.mkdir(exist_ok=True)
+    stage = Stage(mix, {"dense": 1.0, "rows": 1.0, "answers": 1.0, "language": 1.0}, steps=3, learning_rate=1e-3)
+    made = Run("test", stage, Networks(SMALL), folder)
+    made.start()
+    made.go(until, workers=0)
+    return made
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(mix: Mix, tmp_path: Path) -> None:
+    through = run(mix, tmp_path / "through", until=float("inf")).networks.state_dict()
+    assert run(mix, tmp_path / "stopped", until=0.0).step == 1
+    resumed = run(mix, tmp_path / "stopped", until=float("inf"))
+    assert resumed.step == 3
+    for name, weight in resumed.networks.state_dict().items():
+        torch.testing.assert_close(weight, through[name], rtol=0, atol=0, msg=name)
+
+
+def test_exact_is_the_share_of_whole_answers(mix: Mix) -> None:
+    batch = Batches(mix, SMALL)[0]
+    networks = Networks(SMALL)
+
+    class Knowing(Reader):
+        """Says what was asked for, but for one token of the first answer."""
+
+        def logits(self, image_rows, ids, places, wanted):
+            targets = batch.targets[wanted].clone()
+            targets[0] = (targets[0] + 1) % 512
+            return torch.nn.functional.one_hot(targets, 512).float() * 50
+
+    networks.reader = Knowing(SMALL)
+    _, told = losses_of({"answers"}, networks, batch)
+    answers = sum(len(kinds) for kinds in batch.kinds)
+    assert told["exact"] == pytest.approx((answers - 1) / answers)
+
+
+def test_the_saved_checkpoint_is_the_trained_network(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    reader = Reader(Sizes(vision_layers=1, layers=1)).eval()
+    for parameter in reader.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    save(reader, tmp_path / "checkpoint")
+    planned = plan(read(tmp_path / "checkpoint"), Recipe())
+    network = Network(planned.config, 256).eval()
+    load(network, planned.checkpoint, planned.family)
+    tiles = torch.randn(2, 3, TILE, TILE)
+    image = build().token_to_id("<image>")
+    ids = torch.tensor([[1, *[image] * 2 * reader.sizes.tokens_per_tile, 20, 30, 40, 0, 2]])
+    with torch.no_grad():
+        rows = reader.rows(reader.features(tiles)).flatten(0, 1)
+        expected = reader.logits(rows, ids, ids == image, torch.ones_like(ids, dtype=torch.bool))
+    torch.testing.assert_close(network(ids, tiles, image)[0], expected, rtol=0, atol=2e-5)
+    assert planned.checkpoint.config["image_token_id"] == image
+    assert TOKENIZER in {path.name for path in (tmp_path / "checkpoint").iterdir()}
