@@ -13,8 +13,8 @@ from handlens_export.reader.camera import SAME, Affine, photograph
 from handlens_export.reader.fonts import Family, families, font_files
 from handlens_export.reader.layouts import LAYOUTS, drawn_style
 from handlens_export.reader.page import Page
-from handlens_export.reader.questions import turns
-from handlens_export.reader.scene import Turn
+from handlens_export.reader.questions import KINDS, turns
+from handlens_export.reader.scene import Kind, Turn
 
 TILE = 224
 
@@ -40,6 +40,7 @@ def example(
     grid: tuple[int, int],
     questions: int,
     photographed: bool = True,
+    kinds: Sequence[Kind] = KINDS,
 ) -> Example:
     """A page of one of the layouts and families, sized for a grid of (columns, rows) tiles.
 
@@ -51,7 +52,7 @@ def example(
     style = drawn_style(random, upright(family))
     scene = LAYOUTS[layout](random, style, width, height)
     picture, where = photograph(scene.page.image, random) if photographed else (scene.page.image, SAME)
-    return Example(picture, scene.page, where, layout, family.name, turns(scene, random, questions))
+    return Example(picture, scene.page, where, layout, family.name, turns(scene, random, questions, kinds))
 
 
 def upright(family: Family) -> tuple[Path, ...]:

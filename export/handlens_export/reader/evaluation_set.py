@@ -1,0 +1,109 @@
+"""Pages that no training run has drawn, with questions, as a set that `handlens eval` takes.
+
+    python -m handlens_export.reader.evaluation_set -o FOLDER [--each 1000] [--seed 0]
+
+FOLDER/questions.jsonl and FOLDER/pages/. Its groups: `seen`, the fonts and layouts of training; `unseen-fonts`, the
+families held out of training; `unseen-layouts`, layouts held out, in fonts of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+from handlens_export.reader.chat import chat
+from handlens_export.reader.examples import Example, example
+from handlens_export.reader.fonts import Family, families
+from handlens_export.reader.layouts import HELD_OUT
+from handlens_export.reader.questions import KINDS
+from handlens_export.reader.scene import Kind, Turn
+from handlens_export.reader.stages import MANY, TRAINED
+
+QUESTIONS_OF_A_PAGE = 6
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is told apart in the results."""
+
+    name: str
+    layouts: Sequence[str]
+    typefaces: Sequence[Family]
+
+
+def groups() -> tuple[Group, ...]:
+    """All of them."""
+    trained = families(held_out=False)
+    return (
+        Group("seen", TRAINED, trained),
+        Group("unseen-fonts", TRAINED, families(held_out=True)),
+        Group("unseen-layouts", HELD_OUT, trained),
+    )
+
+
+def pages(group: Group, each: int, seed: int, grids: Sequence[tuple[int, int]] = MANY) -> Iterator[Example]:
+    """Pages until every kind that the group's layouts allow has `each` questions; none has more.
+
+    A kind of which a thousand pages on end gave nothing is one that these layouts do not allow.
+    """
+    asked: Counter[Kind] = Counter()
+    barren = 0
+    number = 0
+    while barren < 1000:
+        wanted = tuple(kind for kind in KINDS if asked[kind] < each)
+        if not wanted:
+            return
+        # Training draws from other seeds: each of its begins with the name of a stage.
+        random = Random(f"evaluation {seed} {group.name} {number}")
+        number += 1
+        made = example(random, group.layouts, group.typefaces, random.choice(grids), QUESTIONS_OF_A_PAGE, kinds=wanted)
+        kept = tuple(turn for turn in made.turns if _counted(asked, turn, each))
+        barren = 0 if kept else barren + 1
+        if kept:
+            yield Example(made.picture, made.page, made.where, made.layout, made.family, kept)
+
+
+def _counted(asked: Counter[Kind], turn: Turn, each: int) -> bool:
+    if asked[turn.kind] >= each:
+        return False
+    asked[turn.kind] += 1
+    return True
+
+
+def write(folder: Path, each: int, seed: int) -> None:
+    """The whole set: pictures as PNG, the questions of one picture one after another."""
+    (folder / "pages").mkdir(parents=True, exist_ok=True)
+    with (folder / "questions.jsonl").open("w") as file:
+        for group in groups():
+            for number, made in enumerate(pages(group, each, seed)):
+                name = f"pages/{group.name}-{number:05d}.png"
+                made.picture.save(folder / name)
+                file.writelines(_line(name, turn, group.name) for turn in made.turns)
+        said = dict.fromkeys(turn for turn in chat(Random(f"evaluation {seed} chat"), each))
+        file.writelines(_line(None, turn, "seen") for turn in said)
+
+
+def _line(image: str | None, turn: Turn, group: str) -> str:
+    line = {"image": image, "question": turn.question, "answer": turn.answer, "kind": turn.kind, "group": group}
+    return json.dumps(line) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Write a set."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--each", type=int, default=1000, help="questions of each kind in each group")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    write(options.folder, options.each, options.seed)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
