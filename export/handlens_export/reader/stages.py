@@ -41,10 +41,10 @@ def stages() -> dict[str, Stage]:
             learning_rate=4e-3,
         ),
         "language": Stage(
-            Mix("language", plain, fonts, FEW, tiles=20, questions=6, chat=0.05, pictures=False),
+            Mix("language", plain, fonts, (*ONE * 4, *FEW), tiles=16, questions=8, chat=0.05, pictures=False),
             {"language": 1.0},
             steps=12_000,
-            learning_rate=2e-3,
+            learning_rate=3e-3,
         ),
         "align": Stage(
             Mix("align", TRAINED, fonts, FEW, tiles=20, questions=6, chat=0.02),
