@@ -9,20 +9,16 @@ from tokenizers import Tokenizer
 
 from handlens_export.checkpoint.checkpoint import Checkpoint
 from handlens_export.errors import UnsupportedError
-from handlens_export.lower.onnx_attention import HEAD_DIM_MULTIPLE
+from handlens_export.memory import estimate
 from handlens_export.network.chat import sampling
 from handlens_export.network.config import NetworkConfig
 from handlens_export.network.families import Family, find
-from handlens_export.quantize.network import Part
+from handlens_export.quantize.formats import Part
 from handlens_export.recipe import Recipe
 from handlens_runtime.manifest import (
-    BackendMemory,
-    BackendName,
     Chat,
     ImageRule,
-    KVFormat,
     Manifest,
-    MemoryEstimate,
     PartQuantization,
     Quantization,
     SavedRecipe,
@@ -125,7 +121,7 @@ def describe(planned: Plan, recipe: Recipe, parts: dict[Part, PartQuantization])
             parts=parts,
         ),
         backends={},
-        memory=_memory(planned, recipe, parts),
+        memory=estimate(config, recipe, planned.context, planned.max_chunk, parts),
         versions={tool: version for tool in TOOLS if (version := _version(tool)) is not None},
         files={},
     )
@@ -137,38 +133,6 @@ def _version(tool: str) -> str | None:
         return metadata.version(tool)
     except metadata.PackageNotFoundError:
         return None
-
-
-def _memory(planned: Plan, recipe: Recipe, parts: dict[Part, PartQuantization]) -> MemoryEstimate:
-    """Bytes while answering: all weights, the cache, and the largest activations of one decoder or encoder pass."""
-    decoder = planned.config.decoder
-    activations = 4 * (planned.max_chunk * (4 * decoder.width + 3 * decoder.mlp_width) + decoder.vocab_size)
-    if vision := planned.config.vision:
-        patches = vision.grid**2
-        seen = 4 * (patches * (4 * vision.width + vision.mlp_width) + vision.heads * patches**2)  # one tile
-        activations = max(activations, seen)
-    weights: dict[str, int] = {part: summary.bytes for part, summary in parts.items()}
-    rows = 2 * decoder.layers * planned.context * decoder.kv_heads
-    backends: dict[BackendName, BackendMemory] = {}
-    for backend in recipe.backends:
-        cache = rows * _cache_row(backend, recipe.kv, decoder.head_dim)
-        backends[backend] = BackendMemory(kv_cache=cache, peak=sum(weights.values()) + cache + activations)
-    return MemoryEstimate(
-        weights=weights,
-        kv_cache=max(memory.kv_cache for memory in backends.values()),
-        peak=max(memory.peak for memory in backends.values()),
-        backends=backends,
-    )
-
-
-def _cache_row(backend: BackendName, kv: KVFormat, head_dim: int) -> int:
-    """Bytes of one head's key or value of one token: ExecuTorch's int8 row has a float32 scale and an int8 zero point
-    beside it, ONNX Runtime's static scales lie outside the cache.
-    """
-    if backend == "onnx":
-        padded = head_dim + -head_dim % HEAD_DIM_MULTIPLE
-        return padded if kv == "int8" else 4 * padded
-    return head_dim + 5 if kv == "int8" else 4 * head_dim
 
 
 def _short(count: int) -> str:

@@ -19,7 +19,8 @@ from handlens_export.lower.lowering import LoweringSpec, check_delegation
 from handlens_export.network.attention import Step
 from handlens_export.network.config import DecoderConfig, NetworkConfig, ProjectorConfig, VisionConfig
 from handlens_export.network.network import Network
-from handlens_export.quantize.rounding import choose_format, quantize
+from handlens_export.quantize.formats import choose_format
+from handlens_export.quantize.rounding import quantize
 from handlens_export.quantize.weight import QuantizedEmbedding, QuantizedLinear
 from handlens_runtime.backends.executorch import ExecuTorchBackend
 from handlens_runtime.bundle import Bundle

@@ -16,8 +16,9 @@ from handlens_export.lower import onnx
 from handlens_export.lower.lowering import LoweringSpec
 from handlens_export.network.config import DecoderConfig, NetworkConfig, ProjectorConfig, VisionConfig
 from handlens_export.network.network import Network
+from handlens_export.quantize.formats import choose_format
 from handlens_export.quantize.kv_scales import calibrate
-from handlens_export.quantize.rounding import choose_format, quantize
+from handlens_export.quantize.rounding import quantize
 from handlens_export.quantize.weight import QuantizedEmbedding, QuantizedLinear
 from handlens_runtime.backends.onnx import OnnxBackend
 from handlens_runtime.bundle import Bundle

@@ -12,8 +12,9 @@ from handlens_export.errors import CheckpointError
 from handlens_export.network.families import find
 from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
+from handlens_export.quantize.formats import choose_format
 from handlens_export.quantize.network import quantize_network
-from handlens_export.quantize.rounding import choose_format, quantize
+from handlens_export.quantize.rounding import quantize
 from handlens_export.quantize.weight import QuantizedEmbedding, QuantizedLinear
 from handlens_export.recipe import Recipe
 

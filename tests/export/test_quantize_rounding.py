@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from handlens_export.quantize.rounding import choose_format, quantize
+from handlens_export.quantize.formats import choose_format
+from handlens_export.quantize.rounding import quantize
 
 
 def naive(weight: np.ndarray, bits: int, group: int) -> np.ndarray:

@@ -11,27 +11,29 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from gguf import GGMLQuantizationType, GGUFEndian, GGUFReader, ReaderTensor
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.quants import dequantize
-from torch import Tensor
 
 from handlens_export.checkpoint.checkpoint import Checkpoint
 from handlens_export.checkpoint.gguf_config import hf_config, tensor_names
 from handlens_export.checkpoint.gguf_tokenizer import end_ids, tokenizer_config, tokenizer_json
 from handlens_export.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 BROKEN = (ValueError, KeyError, IndexError, TypeError, OverflowError, OSError, RecursionError)
 """What gguf's reader raises on a file that is cut short or not its own."""
 AS_STORED = {
-    GGMLQuantizationType.F32: torch.float32,
-    GGMLQuantizationType.F16: torch.float16,
-    GGMLQuantizationType.BF16: torch.bfloat16,
+    GGMLQuantizationType.F32: "float32",
+    GGMLQuantizationType.F16: "float16",
+    GGMLQuantizationType.BF16: "bfloat16",
 }
+"""Stored type -> the same in torch."""
 
 
 class _BoundedReader(GGUFReader):  # type: ignore[misc]  # gguf is read without its types
@@ -147,9 +149,12 @@ def _shape(tensor: ReaderTensor) -> tuple[int, ...]:
 
 
 def _weight(tensor: ReaderTensor) -> Tensor:
-    dtype = AS_STORED.get(tensor.tensor_type)
-    if dtype is None:
+    import torch  # not before weights are read: headers have no need of it
+
+    name = AS_STORED.get(tensor.tensor_type)
+    if name is None:
         return torch.from_numpy(np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32))
+    dtype: torch.dtype = getattr(torch, name)
     return torch.from_numpy(np.array(tensor.data).view(np.uint8)).view(dtype)  # a copy: the mapping is read-only
 
 

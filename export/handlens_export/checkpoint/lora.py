@@ -12,14 +12,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from handlens_export.checkpoint.checkpoint import Checkpoint, TensorSource
 from handlens_export.checkpoint.json_file import read_json
 from handlens_export.checkpoint.safetensors_source import SafetensorsSource
 from handlens_export.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 REFUSED = (

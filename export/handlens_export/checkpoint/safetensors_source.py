@@ -10,18 +10,20 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from handlens_export.checkpoint.json_file import read_json
 from handlens_export.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-FLOATS = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Stored type -> what `read` gives."""
+FLOATS = {"F64": "float32", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Stored type -> the torch type that `read` gives."""
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,21 @@ class SafetensorsSource:
 
     def read(self, name: str) -> Tensor:
         """One tensor: float32, or bfloat16 / float16 where stored so."""
+        import torch  # not before weights are read: headers have no need of it
+
         entry = self._entries[name]
         if entry.dtype not in FLOATS:
             raise CheckpointError(
                 f"Tensor {name} in {entry.file} is stored as {entry.dtype}, but weights must be in "
                 f"{', '.join(FLOATS)}; give the checkpoint as it was before quantization."
             )
-        return self._stored(name).to(FLOATS[entry.dtype])
+        dtype: torch.dtype = getattr(torch, FLOATS[entry.dtype])
+        return self._stored(name).to(dtype)
 
     def digest(self, name: str) -> str:
         """sha256 over stored type, shape and bytes."""
+        import torch
+
         entry = self._entries[name]
         state = hashlib.sha256(f"{entry.dtype} {entry.shape} ".encode())
         state.update(self._stored(name).contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -107,7 +114,7 @@ def open_folder(folder: Path) -> SafetensorsSource:
 
 def _header(file: Path) -> list[tuple[str, _Entry]]:
     try:
-        with safe_open(file, framework="pt") as handle:
+        with safe_open(file, framework="np") as handle:
             slices = ((name, handle.get_slice(name)) for name in handle.keys())  # noqa: SIM118 (not a dict)
             return [(name, _Entry(file, tuple(part.get_shape()), part.get_dtype())) for name, part in slices]
     except FileNotFoundError:

@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handlens_export.lower.onnx_leaves import Attributes
+from handlens_export.memory import HEAD_DIM_MULTIPLE
 from handlens_export.network.attention import CachedAttention, Step, attend
 from handlens_export.network.decoder import Attention
 from handlens_export.network.rope import rotate
 
-HEAD_DIM_MULTIPLE = 8
-"""The operator refuses other head sizes; heads are padded with zeros, which change no score and no output."""
 ROTARY_MULTIPLE = 16
 """The operator rotates only heads of such a size; others are rotated before it."""
 

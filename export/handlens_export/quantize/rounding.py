@@ -1,4 +1,4 @@
-"""Rounding to the nearest grid point: the baseline quantizer, and the formats the kernels really take.
+"""Rounding to the nearest grid point: the baseline quantizer.
 
 Both backends get the same integers and scales, so a difference between them is a kernel's and not the quantizer's.
 """
@@ -9,22 +9,6 @@ import torch
 from torch import Tensor
 
 from handlens_export.quantize.weight import QuantizedWeight
-
-GROUP_CHOICES = (128, 64, 32)
-
-
-def choose_format(columns: int, bits: int, group: int) -> tuple[int, int]:
-    """(bits, group) that a row of `columns` weights gets when `bits` in groups of `group` are wanted.
-
-    Eight bits take one scale per row. Fewer bits take the largest of 128, 64, 32 that is at most `group` and divides
-    the row (XNNPACK has no partial group; 576 at 128 gets 64). Where none divides (4,304): eight bits, a scale per row.
-    """
-    if bits == 8:
-        return 8, columns
-    for choice in GROUP_CHOICES:
-        if choice <= group and columns % choice == 0:
-            return bits, choice
-    return 8, columns
 
 
 def quantize(weight: Tensor, bits: int, group: int) -> QuantizedWeight:

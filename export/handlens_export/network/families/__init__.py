@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from typing import Any, Protocol, cast
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from handlens_export.checkpoint.checkpoint import Checkpoint
 from handlens_export.errors import UnsupportedError
 from handlens_export.network.config import NetworkConfig
 from handlens_runtime.manifest import Chat, ImageRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Family", "find", "known"]
 

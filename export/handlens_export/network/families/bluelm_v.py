@@ -9,9 +9,8 @@ config.json has `vision_config` (as SiglipVisionModel's), `text_config` (as Llam
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from torch import Tensor
 from transformers import PreTrainedConfig
 
 from handlens_export.checkpoint.checkpoint import Checkpoint
@@ -25,6 +24,9 @@ from handlens_export.network.families._siglip import vision, vision_names
 from handlens_export.network.families.llama import llama_decoder
 from handlens_runtime.images.tiling import grids_up_to
 from handlens_runtime.manifest import ImageRule, TilingRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["chat", "config", "image_rule", "tensor_names", "transform"]
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from handlens_export.network.chat import chat
 from handlens_export.network.config import Activation, DecoderConfig, NetworkConfig
 from handlens_export.network.families._decoder import decoder
 from handlens_export.network.families._fields import Fields, completed
 from handlens_export.network.families.llama import tensor_names
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["chat", "config", "gemma_decoder", "tensor_names", "transform"]
 

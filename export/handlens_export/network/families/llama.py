@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from handlens_export.network.chat import chat
 from handlens_export.network.config import DecoderConfig, NetworkConfig
 from handlens_export.network.families._decoder import Names, decoder, decoder_names
 from handlens_export.network.families._fields import Fields, completed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["chat", "config", "llama_decoder", "tensor_names", "transform"]
 

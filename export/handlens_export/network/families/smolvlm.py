@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from handlens_export.checkpoint.checkpoint import Checkpoint
 from handlens_export.errors import UnsupportedError
@@ -17,6 +14,9 @@ from handlens_export.network.families._fields import Fields, completed
 from handlens_export.network.families._siglip import vision, vision_names
 from handlens_export.network.families.llama import llama_decoder
 from handlens_runtime.manifest import ImageRule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["chat", "config", "idefics_config", "image_rule", "tensor_names", "transform"]
 
@@ -83,6 +83,8 @@ def _positions(grid: int) -> Tensor:
     It sorts the fraction i / grid into buckets of 1 / grid in float32. On most grids that gives 0..grid-1; on some
     (19, 25, 29, 31, …) rounding puts a patch one bucket too low, and a checkpoint was trained with that.
     """
+    import torch  # not before weights are read: a plan has no need of it
+
     boundaries = torch.arange(1 / grid, 1.0, 1 / grid)
     fractions = torch.arange(grid, dtype=torch.float32) * (1.0 / torch.tensor(grid))
     return torch.bucketize(fractions.clamp(max=1.0 - 1e-6), boundaries, right=True)

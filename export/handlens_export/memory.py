@@ -1,0 +1,58 @@
+"""The memory that a bundle needs on a device, from sizes alone: what the manifest says and `plan` predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from handlens_export.network.config import NetworkConfig
+from handlens_export.quantize.formats import Part
+from handlens_export.recipe import Recipe
+from handlens_runtime.manifest import BackendMemory, BackendName, KVFormat, MemoryEstimate, PartQuantization
+
+HEAD_DIM_MULTIPLE = 8
+"""ONNX Runtime's cached attention refuses other head sizes; heads are padded with zeros, which change no score and no
+output."""
+
+
+def estimate(
+    config: NetworkConfig, recipe: Recipe, context: int, max_chunk: int, parts: Mapping[Part, PartQuantization]
+) -> MemoryEstimate:
+    """Bytes while answering: all weights, the cache, and the largest activations of one decoder or encoder pass."""
+    weights: dict[str, int] = {part: summary.bytes for part, summary in parts.items()}
+    working = activations(config, max_chunk)
+    backends: dict[BackendName, BackendMemory] = {}
+    for backend in recipe.backends:
+        cache = kv_cache(config, backend, recipe.kv, context)
+        backends[backend] = BackendMemory(kv_cache=cache, peak=sum(weights.values()) + cache + working)
+    return MemoryEstimate(
+        weights=weights,
+        kv_cache=max(memory.kv_cache for memory in backends.values()),
+        peak=max(memory.peak for memory in backends.values()),
+        backends=backends,
+    )
+
+
+def activations(config: NetworkConfig, max_chunk: int) -> int:
+    """Float32 activations of the larger of one decoder pass of `max_chunk` rows and one tile's encoder pass."""
+    decoder = config.decoder
+    rows = 4 * (max_chunk * (4 * decoder.width + 3 * decoder.mlp_width) + decoder.vocab_size)
+    if config.vision is None:
+        return rows
+    vision, patches = config.vision, config.vision.grid**2
+    return max(rows, 4 * (patches * (4 * vision.width + vision.mlp_width) + vision.heads * patches**2))
+
+
+def kv_cache(config: NetworkConfig, backend: BackendName, kv: KVFormat, tokens: int) -> int:
+    """Keys and values of `tokens` tokens as a backend keeps them."""
+    decoder = config.decoder
+    return 2 * decoder.layers * tokens * decoder.kv_heads * _cache_row(backend, kv, decoder.head_dim)
+
+
+def _cache_row(backend: BackendName, kv: KVFormat, head_dim: int) -> int:
+    """Bytes of one head's key or value of one token: ExecuTorch's int8 row has a float32 scale and an int8 zero point
+    beside it, ONNX Runtime's static scales lie outside the cache.
+    """
+    if backend == "onnx":
+        padded = head_dim + -head_dim % HEAD_DIM_MULTIPLE
+        return padded if kv == "int8" else 4 * padded
+    return head_dim + 5 if kv == "int8" else 4 * head_dim
