@@ -37,6 +37,8 @@ class FakeEngine:
 
     interrupt_at: str | None = None
     """A question during which Ctrl-C is pressed."""
+    interrupt_after: str | None = None
+    """A question after whose answer it is pressed, before the next is asked."""
 
     def __init__(self, bundle: Bundle, backend: str | None) -> None:
         self.bundle = SimpleNamespace(
@@ -53,6 +55,9 @@ class FakeEngine:
             os.kill(os.getpid(), signal.SIGINT)
         wrong = self.backend.name == "executorch" and "unseen" in message.text
         yield Token(1, "-" if wrong else message.text.rstrip("?")[-1], -0.1)
+        if message.text == self.interrupt_after:
+            os.kill(os.getpid(), signal.SIGINT)
+            self.stats.finish = "stop"
 
     def score_ids(self, ids: Sequence[int]) -> NDArray[np.float64]:
         return np.full(len(ids) - 1, -2.0 if self.backend.name == "onnx" else -2.5)
@@ -134,6 +139,7 @@ def test_answers_and_a_picture_are_written(runner: CliRunner, bundle: Path, ques
     assert {(0x00, 0x72, 0xB2), (0xE6, 0x9F, 0x00), (0xAA, 0xD0, 0xE5)} <= colours
 
 
+@pytest.mark.parametrize(("when", "line"), [("interrupt_at", 5), ("interrupt_after", 4)])
 def test_ctrl_c_shows_and_keeps_what_there_is(
     runner: CliRunner,
     bundle: Path,
@@ -141,8 +147,10 @@ def test_ctrl_c_shows_and_keeps_what_there_is(
     tmp_path: Path,
     fake: type[FakeEngine],
     monkeypatch: pytest.MonkeyPatch,
+    when: str,
+    line: int,
 ) -> None:
-    monkeypatch.setattr(fake, "interrupt_at", LINES[5]["question"])
+    monkeypatch.setattr(fake, when, LINES[line]["question"])
     answers = tmp_path / "answers.jsonl"
     words = ["eval", str(bundle), str(questions), "--vs-backend", "executorch", "--answers", str(answers)]
     result = runner.invoke(app, words)

@@ -129,10 +129,12 @@ def measure(
     window: int = WINDOW,
     limit: int | None = None,
     progress: Callable[[str, float], None] | None = None,
+    stopped: Callable[[], bool] | None = None,
 ) -> Perplexity:
     """Score the text at `path`, token by token, in windows no longer than the bundle's context.
 
-    Ends early upon `stop()`, with the windows done. Raises EvaluationError, BackendError, BusyError.
+    Ends early upon the engine's `stop()`, or where `stopped` is true before a window, with the windows done.
+    Raises EvaluationError, BackendError, BusyError.
     """
     text, sha256 = read_text(path)
     asked = windows(engine.tokenizer, text, min(window, engine.bundle.manifest.sizes.context), limit)
@@ -141,6 +143,8 @@ def measure(
     name = engine.backend.name
     scores: list[NDArray[np.float64]] = []
     for done, ids in enumerate(asked, start=1):
+        if stopped is not None and stopped():
+            break
         found = engine.score_ids(ids)
         if engine.stats.finish == "cancelled":
             break

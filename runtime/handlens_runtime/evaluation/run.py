@@ -18,9 +18,11 @@ Progress = Callable[[str, float], None]
 """Called with what is being done and the share of the whole done, 0 to 1."""
 
 
-def ask(engine: Engine, chosen: QuestionSet) -> Iterator[Answer]:
-    """Answer each question in a conversation of its own, and yield the answer at once; ends early upon `stop()`.
+def ask(engine: Engine, chosen: QuestionSet, stopped: Callable[[], bool] | None = None) -> Iterator[Answer]:
+    """Answer each question in a conversation of its own, and yield the answer at once.
 
+    Ends early where the engine's `stop()` cuts an answer, or `stopped` is true before a question: a `stop()` between
+    two answers alone would have no effect.
     Questions about one picture come one after another, so that the engine encodes it once and keeps its cache rows:
     the order is not the file's. No answer may be longer than the longest expected one and MARGIN tokens: not than
     its own, which would cut a wrong answer to the right length. Raises EvaluationError, which names the line, for a
@@ -30,6 +32,8 @@ def ask(engine: Engine, chosen: QuestionSet) -> Iterator[Answer]:
     longest = max((len(engine.tokenizer.encode(question.answer)) for question in chosen.questions), default=0)
     options = Options(max_tokens=longest + MARGIN, temperature=0.0, repetition_penalty=1.0)
     for question in by_picture(chosen.questions):
+        if stopped is not None and stopped():
+            return
         images = () if question.image is None else (question.image,)
         try:
             text = "".join(t.text for t in engine.generate([Message("user", question.question, images)], options))
@@ -47,11 +51,12 @@ def evaluate(
     *,
     progress: Progress | None = None,
     each: Callable[[Answer], None] | None = None,
+    stopped: Callable[[], bool] | None = None,
 ) -> Evaluation:
-    """Ask all questions; `each` is given every answer as soon as it is there. Raises as `ask` does."""
+    """Ask all questions; `each` is given every answer as soon as it is there. Ends early and raises as `ask` does."""
     name = engine.backend.name
     answers: list[Answer] = []
-    for answer in ask(engine, chosen):
+    for answer in ask(engine, chosen, stopped):
         answers.append(answer)
         if each is not None:
             each(answer)

@@ -104,7 +104,6 @@ def _ask(
     runs: tuple[Run, ...], path: Path, limit: int | None, answers: Path | None, picture: Path | None, as_json: bool
 ) -> None:
     with interruptible():
-        from handlens.cli.scores import show_scores
         from handlens_runtime.evaluation import read_set
 
         chosen = read_set(path)
@@ -117,9 +116,18 @@ def _ask(
             if not stopped:
                 evaluation, stopped = _asked(run, chosen, progress, write)
                 found.append(evaluation)
+    if stopped:
+        complain(f"Stopped after {len(found[-1].answers)} of {len(chosen.questions)} questions.")
     found = [evaluation for evaluation in found if evaluation.answers]
-    if not found:
+    if found:
+        _tell(found, picture, as_json)
+    if stopped:
         raise typer.Exit(STOPPED)
+
+
+def _tell(found: list[Evaluation], picture: Path | None, as_json: bool) -> None:
+    from handlens.cli.scores import show_scores
+
     if picture is not None:
         from handlens.cli.bars import draw_bars
 
@@ -128,9 +136,6 @@ def _ask(
         typer.echo(json.dumps(_as_json(found)))
     else:
         show_scores(found)
-    if stopped:
-        complain(f"Stopped after {len(found[-1].answers)} of {len(chosen.questions)} questions.")
-        raise typer.Exit(STOPPED)
 
 
 def _asked(
@@ -140,9 +145,15 @@ def _asked(
 
     engine = _loaded(run)
     name = engine.backend.name
-    with stops(engine) as stopped:
-        evaluation = evaluate(engine, chosen, progress=_part(progress, run), each=lambda answer: write(name, answer))
-    return evaluation, bool(stopped)
+    with stops(engine) as seen:
+        evaluation = evaluate(
+            engine,
+            chosen,
+            progress=_part(progress, run),
+            each=lambda answer: write(name, answer),
+            stopped=lambda: bool(seen),
+        )
+    return evaluation, len(evaluation.answers) < len(chosen.questions)
 
 
 def _as_json(found: list[Evaluation]) -> dict[str, object]:
@@ -177,6 +188,8 @@ def _predict(runs: tuple[Run, ...], path: Path, limit: int | None, as_json: bool
             if not stopped:
                 perplexity, stopped = _predicted(run, path, limit, progress)
                 found.append(perplexity)
+    if stopped:
+        complain(f"Stopped after {found[-1].tokens:,} tokens.")
     found = [perplexity for perplexity in found if perplexity.tokens]
     if found:
         _tell_perplexity(found, compared=len(runs) > 1 and not stopped, as_json=as_json)
@@ -188,8 +201,9 @@ def _predicted(run: Run, path: Path, limit: int | None, progress: Progress) -> t
     from handlens_runtime.evaluation import measure
 
     engine = _loaded(run)
-    with stops(engine) as stopped:
-        return measure(engine, path, limit=limit, progress=_part(progress, run)), bool(stopped)
+    with stops(engine) as seen:
+        found = measure(engine, path, limit=limit, progress=_part(progress, run), stopped=lambda: bool(seen))
+    return found, bool(seen)
 
 
 def _tell_perplexity(found: list[Perplexity], compared: bool, as_json: bool) -> None:
