@@ -13,9 +13,10 @@ import os, sys
 from handlens.cli.quiet import without_cpuinfo
 
 chatter = b"Error in cpuinfo: failed to parse the list of possible processors\\n"
+cores = b"[cpuinfo_utils.cpp:125] CPU info and manual query on # of cpus dont match.\\n"
 with without_cpuinfo():
     print("ours", file=sys.stderr)
-    os.write(2, chatter + b"Error in XNNPACK: not \\xff ready\\n" + chatter)
+    os.write(2, chatter + b"Error in XNNPACK: not \\xff ready\\n" + cores + chatter)
     {last}
 os.write(2, chatter)
 """
@@ -44,4 +45,4 @@ def test_the_last_words_of_a_crash_are_shown(last: str, code: int) -> None:
 
 
 def test_debugging_shows_all() -> None:
-    assert len(stderr("pass", HANDLENS_DEBUG="1")) == 5
+    assert len(stderr("pass", HANDLENS_DEBUG="1")) == 6

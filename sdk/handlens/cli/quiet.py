@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 DEBUG = "HANDLENS_DEBUG"
-CPUINFO = "^Error in cpuinfo: "
-"""How each line begins that this library, of which every backend has a copy, prints where a sandbox or a new processor
-lacks a file that it looks for. Everything works all the same."""
+CPUINFO = r"^Error in cpuinfo: |^\[cpuinfo_utils\.cpp:"
+"""How each line begins that cpuinfo, of which every backend has a copy, prints where a sandbox or a new processor lacks
+a file that it looks for, or ExecuTorch where it cannot count the fast cores. Everything works all the same."""
 
 
 def debugging() -> bool:
@@ -69,7 +69,7 @@ def without_cpuinfo() -> Iterator[None]:
         return
     sys.stderr.flush()
     stderr, python = os.dup(2), sys.stderr
-    words = [grep, "-a", "-v", "--line-buffered", CPUINFO]
+    words = [grep, "-E", "-a", "-v", "--line-buffered", CPUINFO]
     # A session of its own: Ctrl-C is for us.
     sieve = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=stderr, start_new_session=True)
     assert sieve.stdin is not None
