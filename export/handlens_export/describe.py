@@ -67,12 +67,16 @@ def plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
             f"One tile of {checkpoint.path} takes {config.tokens_per_tile} tokens, which a --context of {context} does "
             "not hold beside a question; choose a larger one."
         )
-    # A prompt that sees all of itself comes in one call; ExecuTorch's own runner feeds a whole tile in one call.
-    longest = max(recipe.chunk, RUNNER_CHUNK, config.tokens_per_tile)
-    max_chunk = min(longest, context) if config.decoder.causal else context
     bos = chat.bos_token
     bos_id = Tokenizer.from_str(checkpoint.tokenizer_json).token_to_id(bos) if bos else None
-    return Plan(checkpoint, family, config, chat, image, context, max_chunk, bos_id)
+    return Plan(checkpoint, family, config, chat, image, context, longest_pass(config, recipe, context), bos_id)
+
+
+def longest_pass(config: NetworkConfig, recipe: Recipe, context: int) -> int:
+    """Most tokens in one decoder pass."""
+    # A prompt that sees all of itself comes in one call; ExecuTorch's own runner feeds a whole tile in one call.
+    longest = max(recipe.chunk, RUNNER_CHUNK, config.tokens_per_tile)
+    return min(longest, context) if config.decoder.causal else context
 
 
 def describe(planned: Plan, recipe: Recipe, parts: dict[Part, PartQuantization]) -> Manifest:

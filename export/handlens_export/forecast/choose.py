@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from handlens_export.checkpoint.checkpoint import Checkpoint
-from handlens_export.describe import Plan, plan
+from handlens_export.describe import Plan, longest_pass, plan
 from handlens_export.errors import UnsupportedError
 from handlens_export.forecast.device import Device
-from handlens_export.forecast.forecast import Forecast, Prompt, forecast, with_grid
+from handlens_export.forecast.forecast import Forecast, Prompt, forecast, prompt_size, with_grid
 from handlens_export.forecast.headers import shapes_of
 from handlens_export.recipe import Recipe
 from handlens_runtime.images.tiling import Grid, choose_grid
@@ -71,13 +71,9 @@ def _candidates(full: Plan, recipe: Recipe, prompt: Prompt, device: Device | Non
         seen = full if grid is None else with_grid(full, grid)
         for context in _contexts(full.context):
             for each in caches:
-                try:
-                    shorter = plan(full.checkpoint, replace(each, context=context))
-                    yield forecast(
-                        replace(shorter, image=seen.image), replace(each, context=context), prompt, device, shapes
-                    )
-                except UnsupportedError:  # the prompt does not fit: a smaller grid may
-                    continue
+                shorter = replace(seen, context=context, max_chunk=longest_pass(full.config, each, context))
+                if prompt_size(shorter, prompt)[1] < context:  # else a smaller grid may fit
+                    yield forecast(shorter, replace(each, context=context), prompt, device, shapes)
 
 
 def _grids(full: Plan, prompt: Prompt) -> list[Grid | None]:

@@ -39,15 +39,15 @@ class Device:
         return self.int8 * self.efficiency
 
 
-PHONE_EFFICIENCY = 0.446
+PHONE_EFFICIENCY = 0.438
 NPU = "figures of the NPU with its maker's compiler; HandLens's programs run on the CPU and prefill slower"
 CPU = "figures of the CPU, which is what HandLens's programs run on"
 SHIPPED: tuple[Device, ...] = (
-    Device("dimensity-9300", 76.8e9, 8.0e12, 6_000_000_000, PHONE_EFFICIENCY, NPU),
-    Device("snapdragon-8-gen-3", 76.8e9, 1.2e12, 4_000_000_000, PHONE_EFFICIENCY, CPU),
-    Device("snapdragon-8-gen-3-npu", 76.8e9, 11e12, 4_000_000_000, PHONE_EFFICIENCY, NPU),
-    Device("snapdragon-8-elite", 85.3e9, 1.8e12, 6_000_000_000, PHONE_EFFICIENCY, CPU),
-    Device("snapdragon-8-elite-npu", 85.3e9, 12e12, 6_000_000_000, PHONE_EFFICIENCY, NPU),
+    Device("dimensity-9300", 76.8e9, 7.9e12, 6_000_000_000, PHONE_EFFICIENCY, NPU),
+    Device("snapdragon-8-gen-3", 76.8e9, 1.16e12, 4_000_000_000, PHONE_EFFICIENCY, CPU),
+    Device("snapdragon-8-gen-3-npu", 76.8e9, 11.7e12, 4_000_000_000, PHONE_EFFICIENCY, NPU),
+    Device("snapdragon-8-elite", 85.3e9, 1.87e12, 6_000_000_000, PHONE_EFFICIENCY, CPU),
+    Device("snapdragon-8-elite-npu", 85.3e9, 12.7e12, 6_000_000_000, PHONE_EFFICIENCY, NPU),
 )
 """Fitted by `evidence.fit`, which a test repeats; half of the memory that the smallest such phone is sold with."""
 

@@ -31,7 +31,7 @@ TEXTS = 12_000
 
 def bundle_files(planned: Plan, recipe: Recipe, shapes: Shapes) -> dict[str, dict[str, int]]:
     """Backend (and `shared`) -> part -> bytes on disk. `graph` is what is not tensors, `tables` rotary positions."""
-    sizes = {backend: _backend(planned, recipe, shapes, backend) for backend in recipe.backends}
+    sizes: dict[str, dict[str, int]] = {b: _backend(planned, recipe, shapes, b) for b in recipe.backends}
     shared = {"tokenizer": len(planned.checkpoint.tokenizer_json.encode()), "texts": TEXTS}
     if "onnx" in recipe.backends and recipe.kv == "int8":
         decoder = planned.config.decoder

@@ -114,7 +114,7 @@ def forecast(
     Raises CheckpointError where a tensor is missing, UnsupportedError where the context does not hold the prompt.
     """
     shapes = shapes_of(planned) if shapes is None else shapes
-    tiles, tokens = _prompt_size(planned, prompt)
+    tiles, tokens = prompt_size(planned, prompt)
     if tokens >= planned.context:
         raise UnsupportedError(
             f"A prompt of {tokens} tokens, {tokens - prompt.text} of them a picture of {prompt.picture[0]} x "
@@ -163,7 +163,7 @@ def with_grid(planned: Plan, grid: Grid) -> Plan:
     return replace(planned, image=planned.image.model_copy(update={"grids": kept, "max_tiles": columns * rows}))
 
 
-def _prompt_size(planned: Plan, prompt: Prompt) -> tuple[int, int]:
+def prompt_size(planned: Plan, prompt: Prompt) -> tuple[int, int]:
     """Tiles and tokens. The few tokens between tiles are left out."""
     if planned.image is None:
         return 0, prompt.text

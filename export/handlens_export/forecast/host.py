@@ -1,4 +1,4 @@
-"""What the export itself takes on the workstation: memory at its peak, and CPU time. LOG.md of `lower` has the sources."""
+"""What the export itself takes on the workstation: memory at its peak, and time. README.md has the sources."""
 
 from __future__ import annotations
 
