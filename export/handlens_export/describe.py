@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import metadata
 
-from tokenizers import Tokenizer
-
 from handlens_export.checkpoint.checkpoint import Checkpoint
 from handlens_export.errors import UnsupportedError
 from handlens_export.memory import estimate
@@ -68,7 +66,7 @@ def plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
             "not hold beside a question; choose a larger one."
         )
     bos = chat.bos_token
-    bos_id = Tokenizer.from_str(checkpoint.tokenizer_json).token_to_id(bos) if bos else None
+    bos_id = checkpoint.tokenizer.token_to_id(bos) if bos else None
     return Plan(checkpoint, family, config, chat, image, context, longest_pass(config, recipe, context), bos_id)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from tokenizers import Tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,3 +45,8 @@ class Checkpoint:
     generation_config: dict[str, Any] = field(default_factory=dict)
     processor: dict[str, Any] = field(default_factory=dict)
     """preprocessor_config.json, with processor_config.json's own keys laid over it."""
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """`tokenizer_json` parsed, once: a large vocabulary takes a while."""
+        return Tokenizer.from_str(self.tokenizer_json)

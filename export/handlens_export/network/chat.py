@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer
-
 from handlens_export.checkpoint.checkpoint import Checkpoint
 from handlens_runtime.chat import Message, render
 from handlens_runtime.errors import PromptError
@@ -59,7 +57,7 @@ def _begins_bare(checkpoint: Checkpoint) -> bool:
 
 def _stop_ids(checkpoint: Checkpoint, template: str) -> tuple[int, ...]:
     """generation_config.json's end tokens, else the tokenizer's; and the template's turn end."""
-    tokenizer = Tokenizer.from_str(checkpoint.tokenizer_json)
+    tokenizer = checkpoint.tokenizer
     ids: list[int] = checkpoint.generation_config.get("eos_token_id") or []
     tokens = [token for token in TURN_ENDS if token in template]
     if not ids and checkpoint.tokenizer_config.get("eos_token"):

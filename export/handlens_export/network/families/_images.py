@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-from tokenizers import Tokenizer
-
 from handlens_export.checkpoint.checkpoint import Checkpoint
 from handlens_export.errors import CheckpointError, UnsupportedError
 from handlens_export.network.config import NetworkConfig
@@ -76,7 +74,7 @@ def must_agree(what: str, found: object, expected: object) -> None:
 def token_of(checkpoint: Checkpoint, token_id: Any, config: NetworkConfig) -> str:
     """The text of the image token's id, which tokenizer.json and the embedding table must both have."""
     known = isinstance(token_id, int) and 0 <= token_id < config.decoder.vocab_size
-    token: str | None = Tokenizer.from_str(checkpoint.tokenizer_json).id_to_token(token_id) if known else None
+    token: str | None = checkpoint.tokenizer.id_to_token(token_id) if known else None
     if token is None:
         raise CheckpointError(
             f"config.json says that token {token_id!r} stands for images, but tokenizer.json and the vocabulary of "
