@@ -7,7 +7,7 @@
         print(token.text, end="", flush=True)
 
 Importing this module costs a few milliseconds: what a name stands for is imported when the name is first used, and
-torch only by `export`, `init`, `check` against a checkpoint and the ExecuTorch backend.
+torch only by `export`, `init`, `plan`, `calibrate`, `check` against a checkpoint and the ExecuTorch backend.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from handlens._api import check, evaluate, export, init, load, perplexity
+from handlens._api import calibrate, check, evaluate, export, init, load, perplexity, plan
 
 if TYPE_CHECKING:
     from handlens_export.check import Report
     from handlens_export.errors import CheckpointError, ExportError, GateError, TargetError, UnsupportedError
+    from handlens_export.forecast import Device, Forecast
     from handlens_export.recipe import Recipe
     from handlens_runtime.bundle import Bundle
     from handlens_runtime.chat import Message
@@ -48,10 +49,12 @@ _HOME = {
     "BundleError": "handlens_runtime.errors",
     "BusyError": "handlens_runtime.errors",
     "CheckpointError": "handlens_export.errors",
+    "Device": "handlens_export.forecast",
     "Engine": "handlens_runtime.engine",
     "Evaluation": "handlens_runtime.evaluation",
     "EvaluationError": "handlens_runtime.errors",
     "ExportError": "handlens_export.errors",
+    "Forecast": "handlens_export.forecast",
     "GateError": "handlens_export.errors",
     "HandLensError": "handlens_runtime.errors",
     "ImageError": "handlens_runtime.errors",
@@ -77,10 +80,12 @@ __all__ = [
     "BundleError",
     "BusyError",
     "CheckpointError",
+    "Device",
     "Engine",
     "Evaluation",
     "EvaluationError",
     "ExportError",
+    "Forecast",
     "GateError",
     "HandLensError",
     "ImageError",
@@ -98,12 +103,14 @@ __all__ = [
     "Token",
     "UnsupportedError",
     "__version__",
+    "calibrate",
     "check",
     "evaluate",
     "export",
     "init",
     "load",
     "perplexity",
+    "plan",
 ]
 
 

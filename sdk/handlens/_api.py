@@ -12,6 +12,7 @@ from handlens_runtime.errors import HandLensError, OptionError
 
 if TYPE_CHECKING:
     from handlens_export.check import Report
+    from handlens_export.forecast import Device, Forecast
     from handlens_export.recipe import Recipe
     from handlens_runtime.bundle import Bundle
     from handlens_runtime.engine import Engine
@@ -85,6 +86,47 @@ def export(
         progress=progress,
         warn=warn,
     )
+
+
+def plan(
+    checkpoint: StrPath,
+    recipe: Recipe | None = None,
+    *,
+    device: str | Device | None = None,
+    picture: tuple[int, int] = (768, 1536),
+    text: int = 64,
+    memory: int | None = None,
+    first_token: float | None = None,
+) -> Forecast:
+    """Predict what `export` of a checkpoint takes and gives; reads headers, no weights.
+
+    `device`: predict speed on this one (`handlens plan --device list` names those known; make another as a `Device`).
+    `picture`: width and height in pixels; `text`: tokens of the prompt beside it. With a limit on `memory` (bytes on
+    the device) or on the time to the `first_token` (seconds), the largest tile grid, cache and context that keep them.
+    Needs the extra `export`. Raises CheckpointError, and UnsupportedError where nothing keeps the limits.
+    """
+    require_workstation("plan")
+    from handlens_export import forecast
+    from handlens_export.checkpoint.read import read
+    from handlens_export.recipe import Recipe
+
+    limits = forecast.Limits(memory, first_token)
+    target = forecast.find(device) if isinstance(device, str) else device
+    return forecast.choose(read(Path(checkpoint)), recipe or Recipe(), forecast.Prompt(picture, text), target, limits)
+
+
+def calibrate() -> Device:
+    """Measure this machine's read bandwidth and int8 products, and remember them as the device `this-desktop`.
+
+    Takes a few seconds; other work makes it look slower. Needs the extra `export`.
+    """
+    require_workstation("calibrate")
+    from handlens_export.forecast.calibrate import calibrate
+    from handlens_export.forecast.device import keep
+
+    measured = calibrate()
+    keep(measured)
+    return measured
 
 
 def init(

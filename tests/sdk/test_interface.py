@@ -12,7 +12,7 @@ import typer.main
 import handlens
 from handlens import _api
 from handlens.cli import app, choices
-from handlens.cli.export import backends
+from handlens.cli.recipes import backends
 from handlens_export import errors as export_errors
 from handlens_export.gate import Gate
 from handlens_export.recipe import Recipe
@@ -61,12 +61,16 @@ def shown_defaults(verb: str) -> dict[str, object]:
     return {parameter.name: parameter.show_default for parameter in command.params}
 
 
+PLANNED = ("backend", "bits", "group", "head_bits", "vision_bits", "embedding_bits", "kv", "context", "chunk")
+
+
 def test_help_shows_the_recipes_defaults() -> None:
     shown, recipe = shown_defaults("export"), Recipe()
     assert (recipe.context, shown["context"]) == (None, "2048, or less if trained for less")
     assert shown["backend"] == ",".join(recipe.backends)
     for name in ("bits", "group", "vision_bits", "embedding_bits", "kv", "chunk", "max_portable"):
         assert shown[name] == str(getattr(recipe, name))
+    assert {name: shown_defaults("plan")[name] for name in PLANNED} == {name: shown[name] for name in PLANNED}
     assert shown["gate_accuracy"] == str(Gate.accuracy)
     assert inspect.signature(handlens.export).parameters["gate_accuracy"].default == Gate.accuracy
 
@@ -90,13 +94,15 @@ def test_without_the_workstation_the_sentence_names_the_extra(monkeypatch: pytes
         lambda: handlens.export(tmp_path, tmp_path / "bundle"),
         lambda: handlens.check(tmp_path, tmp_path),
         lambda: handlens.init("bluelm-v-nano", tmp_path),
+        lambda: handlens.plan(tmp_path),
+        lambda: handlens.calibrate(),
     ):
         with pytest.raises(HandLensError, match=r"a_package_that_nobody_has.*pip install 'handlens\[export\]'"):
             call()
 
 
 def test_public_functions_are_typed() -> None:
-    for name in ("check", "evaluate", "export", "init", "load", "perplexity"):
+    for name in ("calibrate", "check", "evaluate", "export", "init", "load", "perplexity", "plan"):
         function = getattr(handlens, name)
         assert set(inspect.signature(function).parameters) | {"return"} == set(function.__annotations__)
     assert get_type_hints(Options)["max_tokens"] is int

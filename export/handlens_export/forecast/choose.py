@@ -77,14 +77,17 @@ def _candidates(full: Plan, recipe: Recipe, prompt: Prompt, device: Device | Non
 
 
 def _grids(full: Plan, prompt: Prompt) -> list[Grid | None]:
-    """Limits of the grid that give this picture another number of tiles, largest first."""
+    """The checkpoint's own grid, then the tightest limits that give this picture fewer and fewer tiles.
+
+    Tightest, so that no picture of another shape takes longer.
+    """
     if full.image is None or not full.image.grids:
         return [None]
     fewest: dict[int, Grid] = {}
-    for grid in sorted(full.image.grids, key=lambda grid: -grid[0] * grid[1]):
+    for grid in sorted(full.image.grids, key=lambda grid: grid[0] * grid[1]):
         columns, rows = choose_grid(*prompt.picture, with_grid(full, grid).image)  # type: ignore[arg-type]
         fewest.setdefault(columns * rows, grid)
-    return [fewest[tiles] for tiles in sorted(fewest, reverse=True)]
+    return [None, *(fewest[tiles] for tiles in sorted(fewest, reverse=True))]
 
 
 def _contexts(longest: int) -> Iterator[int]:

@@ -13,6 +13,8 @@ from handlens.cli.evaluate import evaluate
 from handlens.cli.export import export
 from handlens.cli.init import init
 from handlens.cli.inspect import inspect
+from handlens.cli.light import own_process
+from handlens.cli.plan import plan
 from handlens.cli.quiet import hush_libraries
 from handlens.cli.run import run
 from handlens.cli.usage import Verb, Verbs
@@ -27,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (init, export, run, inspect, check):
+for verb in (init, plan, export, run, inspect, check):
     app.command(cls=Verb)(verb)
 app.command("eval", cls=Verb)(evaluate)  # `eval` is Python's own word
 
@@ -50,6 +52,7 @@ def _options(
 def main() -> None:
     """Run the command line and leave with its exit code."""
     hush_libraries()
+    own_process()
     for stream in (sys.stdout, sys.stderr):
         # An answer may hold any character; a terminal that lacks one shows a question mark, not a traceback.
         if hasattr(stream, "reconfigure"):

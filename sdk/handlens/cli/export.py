@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handlens.cli.choices import BackendChoice, KVChoice
+from handlens.cli.choices import KVChoice
 from handlens.cli.interrupt import interruptible
 from handlens.cli.outcome import answered, complain
 from handlens.cli.progress import duration, shown
 from handlens.cli.quiet import without_cpuinfo
+from handlens.cli.recipes import recipe_of
 from handlens.cli.units import count, size
 
 if TYPE_CHECKING:
@@ -70,20 +71,18 @@ def export(
 
     _api.require_workstation("export")
     from handlens_export.gate import Gate
-    from handlens_export.recipe import Recipe
 
-    default = Recipe()
-    recipe = Recipe(
-        backends=default.backends if backend is None else backends(backend),
-        bits=default.bits if bits is None else bits,
-        group=default.group if group is None else group,
-        head_bits=default.head_bits if head_bits is None else head_bits,
-        vision_bits=default.vision_bits if vision_bits is None else vision_bits,
-        embedding_bits=default.embedding_bits if embedding_bits is None else embedding_bits,
-        kv=kv or default.kv,
-        context=default.context if context is None else context,
-        chunk=default.chunk if chunk is None else chunk,
-        max_portable=default.max_portable if max_portable is None else max_portable,
+    recipe = recipe_of(
+        backend=backend,
+        bits=bits,
+        group=group,
+        head_bits=head_bits,
+        vision_bits=vision_bits,
+        embedding_bits=embedding_bits,
+        kv=kv,
+        context=context,
+        chunk=chunk,
+        max_portable=max_portable,
     )
     began = time.monotonic()
     warnings: list[str] = []
@@ -124,15 +123,3 @@ def _report(output: Path, manifest: Manifest, seconds: float, warnings: list[str
         passed = ", ".join(f"{score.exact_match:.1%} on {name}" for name, score in manifest.gate.backends.items())
         typer.echo(f"Gate: of {manifest.gate.questions} questions, answered exactly: {passed}.")
     typer.echo(f'Next: handlens run {output} "…"')
-
-
-def backends(value: str) -> tuple[BackendChoice, ...]:
-    """`executorch,onnx` as names, in order, each once. Raises typer.BadParameter for any other."""
-    known: tuple[BackendChoice, ...] = get_args(BackendChoice)
-    asked = dict.fromkeys(word.strip() for word in value.split(","))
-    names = tuple(name for word in asked for name in known if name == word)
-    if len(names) != len(asked):
-        raise typer.BadParameter(
-            f"'{value}' is not one of {', '.join(known)}, or both joined by a comma.", param_hint="'--backend'"
-        )
-    return names

@@ -1,0 +1,55 @@
+"""From the options that `export` and `plan` share to a recipe: what was not given is the recipe's own default."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, get_args
+
+import typer
+
+from handlens.cli.choices import BackendChoice, KVChoice
+
+if TYPE_CHECKING:
+    from handlens_export.recipe import Recipe
+
+
+def recipe_of(
+    *,
+    backend: str | None,
+    bits: int | None,
+    group: int | None,
+    head_bits: int | None,
+    vision_bits: int | None,
+    embedding_bits: int | None,
+    kv: KVChoice | None,
+    context: int | None,
+    chunk: int | None,
+    max_portable: float | None = None,
+) -> Recipe:
+    """Raises UnsupportedError for what no export can follow, typer.BadParameter for names that are no backend's."""
+    from handlens_export.recipe import Recipe
+
+    default = Recipe()
+    return Recipe(
+        backends=default.backends if backend is None else backends(backend),
+        bits=default.bits if bits is None else bits,
+        group=default.group if group is None else group,
+        head_bits=default.head_bits if head_bits is None else head_bits,
+        vision_bits=default.vision_bits if vision_bits is None else vision_bits,
+        embedding_bits=default.embedding_bits if embedding_bits is None else embedding_bits,
+        kv=kv or default.kv,
+        context=default.context if context is None else context,
+        chunk=default.chunk if chunk is None else chunk,
+        max_portable=default.max_portable if max_portable is None else max_portable,
+    )
+
+
+def backends(value: str) -> tuple[BackendChoice, ...]:
+    """`executorch,onnx` as names, in order, each once. Raises typer.BadParameter for any other."""
+    known: tuple[BackendChoice, ...] = get_args(BackendChoice)
+    asked = dict.fromkeys(word.strip() for word in value.split(","))
+    names = tuple(name for word in asked for name in known if name == word)
+    if len(names) != len(asked):
+        raise typer.BadParameter(
+            f"'{value}' is not one of {', '.join(known)}, or both joined by a comma.", param_hint="'--backend'"
+        )
+    return names
