@@ -35,7 +35,7 @@ def stages() -> dict[str, Stage]:
     plain = (*TRAINED, *["strings"] * 4)
     return {
         "dense": Stage(
-            Mix("dense", plain, fonts, ONE, tiles=12, questions=1),
+            Mix("dense", (*plain, *["paragraph"] * 12), fonts, ONE, tiles=12, questions=1),
             {"dense": 1.0},
             steps=12_000,
             learning_rate=4e-3,

@@ -8,6 +8,7 @@ from random import Random
 from handlens_export.reader.layouts import (
     badge,
     chart,
+    paragraph,
     receipt,
     screen,
     shapes,
@@ -32,6 +33,7 @@ LAYOUTS: dict[str, Draw] = {
     "chart": chart.draw,
     "shapes": shapes.draw,
     "strings": strings.draw,
+    "paragraph": paragraph.draw,
     "badge": badge.draw,
     "timetable": timetable.draw,
 }
