@@ -178,7 +178,16 @@ ROWS: tuple[Row, ...] = (
         _prefill_rate(QWEN3_4B, CPU_FORMAT, 512),
         "int8",
     ),
-    Row(ELITE, "Qwen3-VL-4B, llama.cpp: decode at 512", PERF, 21.0, "tok/s", _decode(QWEN3_4B, CPU_FORMAT, 512)),
+    Row(
+        ELITE,
+        "Qwen3-VL-4B, llama.cpp: decode at 512",
+        PERF,
+        21.0,
+        "tok/s",
+        _decode(QWEN3_4B, CPU_FORMAT, 512),
+        "",
+        "llama.cpp reaches more of the memory's bandwidth",
+    ),
     Row(
         ELITE,
         "Qwen3-VL-4B, llama.cpp: decode at 4,096",
@@ -217,8 +226,16 @@ def _factor(row: Row, device: Device) -> float:
     return ratio if row.unit == "tok/s" else 1 / ratio
 
 
-def table() -> str:
-    """The rows as Markdown."""
+HEADING = """# The speed model against published figures
+
+Made by `python -m handlens_export.forecast.evidence`; a test compares it. README.md beside it derives the model. A
+remark stands beside each prediction that is off by more than a quarter.
+
+"""
+
+
+def page() -> str:
+    """EVIDENCE.md."""
     lines = ["| device | figure | source | published | model | error | |", "|---|---|---|---|---|---|---|"]
     for row in ROWS:
         kind = f"fitted ({row.fitted})" if row.fitted else "predicted"
@@ -227,7 +244,7 @@ def table() -> str:
             f"| {row.device} | {row.what} | {row.source} | {row.published:g} {row.unit} | "
             f"{row.predicted:.3g} {row.unit} | {row.error:+.0%} | {note} |"
         )
-    return "\n".join(lines) + "\n"
+    return HEADING + "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
@@ -235,4 +252,4 @@ if __name__ == "__main__":
         for name, constants in fit().items():
             print(name, {constant: float(f"{value:.4g}") for constant, value in constants.items()})
     else:
-        print(table(), end="")
+        print(page(), end="")

@@ -63,9 +63,9 @@ def _backend(planned: Plan, recipe: Recipe, shapes: Shapes, backend: BackendName
         sizes["graph"] = fixed + of_vision * vision_layers + of_decoder * decoder.layers
         return sizes
     graphs = {"vision": vision_layers, "decoder": decoder.layers, "embedding": 1}
-    sizes["graph"] = sum(
-        ONNX_GRAPH[name][0] + ONNX_GRAPH[name][1] * layers for name, layers in graphs.items() if layers
-    )
+    programs = {name: layers for name, layers in graphs.items() if layers}
+    sizes["graph"] = sum(ONNX_GRAPH[name][0] + ONNX_GRAPH[name][1] * layers for name, layers in programs.items())
+    sizes["graph"] -= len(programs) * ONNX_PAGE // 2  # each data file's last tensor is not padded
     if recipe.kv == "int8":
         scales = decoder.kv_heads * (decoder.head_dim + -decoder.head_dim % HEAD_DIM_MULTIPLE) * FLOAT_BYTES
         sizes["tables"] += 2 * decoder.layers * _stored(scales, backend)

@@ -32,6 +32,14 @@ class Prompt:
     text: int = 64
     """Tokens of everything in the prompt that is not a picture."""
 
+    def __post_init__(self) -> None:
+        if self.text < 1:
+            raise UnsupportedError(f"--text is {self.text}, but a prompt has at least 1 token beside its picture.")
+        if min(self.picture) < 1:
+            raise UnsupportedError(
+                f"A picture of {self.picture[0]} x {self.picture[1]} pixels has none; give 1 x 1 at least."
+            )
+
 
 @dataclass(frozen=True)
 class Speed:

@@ -1,0 +1,110 @@
+"""`handlens plan`: tables and JSON of a forecast, words that are refused, and no torch on the way."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from handlens import _api
+from handlens.cli import app
+from handlens.cli.units import bytes_of
+from handlens_export.forecast import Device
+from handlens_runtime.manifest import Manifest
+
+SOURCES = [str(Path(__file__).parents[2] / folder) for folder in ("sdk", "export", "runtime")]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint("bluelm_v", tmp_path_factory.mktemp("plan") / "tiny")
+
+
+def test_json_is_the_whole_forecast(runner: CliRunner, checkpoint: Path) -> None:
+    words = [
+        "plan",
+        str(checkpoint),
+        "--device",
+        "snapdragon-8-elite",
+        "--backend",
+        "onnx",
+        "--image",
+        "36x36",
+        "--json",
+    ]
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert found["bytes"] == sum(size for parts in found["files"].values() for size in parts.values())
+    assert (found["tiles"], found["fits"], found["device"]["name"]) == (1, True, "snapdragon-8-elite")
+    speed = found["speeds"]["onnx"]
+    assert speed["first_token_seconds"] == pytest.approx(speed["vision_seconds"] + speed["prefill_seconds"])
+    memory = Manifest.model_fields["memory"].annotation.model_validate(found["memory"])
+    assert memory.peak > memory.kv_cache > 0
+
+
+def test_tables_name_host_files_memory_and_speed(runner: CliRunner, checkpoint: Path) -> None:
+    result = runner.invoke(app, ["plan", str(checkpoint), "--device", "dimensity-9300", "--text", "9"])
+    assert result.exit_code == 0, result.stderr
+    for text in ("export, peak memory", "executorch", "key-value cache", "first token", "tok/s", "figures of the NPU"):
+        assert text in result.stdout
+    assert "tok/s" not in runner.invoke(app, ["plan", str(checkpoint)]).stdout
+
+
+def test_a_limit_that_nothing_keeps_is_one_sentence(runner: CliRunner, checkpoint: Path) -> None:
+    result = runner.invoke(app, ["plan", str(checkpoint), "--ram", "20kB"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "does not fit --ram 20kB" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--ram", "much"], "such as 2.2GB"),
+        (["--image", "0x9"], "such as 768x1536"),
+        (["--image", "wide"], "such as 768x1536"),
+        (["--device", "abacus"], "no device abacus"),
+        (["--text", "0"], "at least 1"),
+    ],
+)
+def test_wrong_words_are_named(runner: CliRunner, checkpoint: Path, words: list[str], said: str) -> None:
+    result = runner.invoke(app, ["plan", str(checkpoint), *words])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+
+
+def test_without_a_checkpoint_there_is_calibration_and_the_list(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Device("this-desktop", 3e10, 4e11, 8_000_000_000, 0.85, "measured today")
+    monkeypatch.setattr(_api, "calibrate", lambda: measured)
+    assert "30.0 GB a second, 0.400 int8 TOPS" in runner.invoke(app, ["plan", "--calibrate"]).stdout
+    assert json.loads(runner.invoke(app, ["plan", "--calibrate", "--json"]).stdout)["int8"] == 4e11
+    assert "this-desktop" in runner.invoke(app, ["plan", "--device", "list"]).stdout
+    assert "give a checkpoint" in runner.invoke(app, ["plan"]).stderr
+
+
+def test_the_command_loads_no_torch(checkpoint: Path) -> None:
+    code = (
+        f"import sys; sys.path[:0] = {SOURCES!r}; sys.argv[1:] = ['plan', {str(checkpoint)!r}, '--json']\n"
+        "from handlens.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: print([end.code, 'torch' in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines()[-1] == "[0, False]"
+    assert json.loads(done.stdout)["context"] == 512
+
+
+@pytest.mark.parametrize(
+    ("text", "count"),
+    [("2.2GB", 2_200_000_000), ("900 mb", 900_000_000), ("2GiB", 2**31), ("1500", 1500), ("2 k", 2000), ("-1GB", None)],
+)
+def test_sizes_are_read_as_people_write_them(text: str, count: int | None) -> None:
+    assert bytes_of(text) == count
