@@ -90,16 +90,23 @@ def test_without_a_checkpoint_there_is_calibration_and_the_list(
     assert "give a checkpoint" in runner.invoke(app, ["plan"]).stderr
 
 
-def test_the_command_loads_no_torch(checkpoint: Path) -> None:
+def test_the_command_loads_no_torch_and_says_the_same(
+    runner: CliRunner, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    families = ("bluelm_v", "gemma", "idefics3", "llama", "paligemma", "qwen2", "smolvlm")
+    folders = [str(tiny_checkpoint(family, tmp_path / family, variant=1)) for family in families]
     code = (
-        f"import sys; sys.path[:0] = {SOURCES!r}; sys.argv[1:] = ['plan', {str(checkpoint)!r}, '--json']\n"
+        f"import sys; sys.path[:0] = {SOURCES!r}\n"
         "from handlens.cli import main\n"
-        "try: main()\n"
-        "except SystemExit as end: print([end.code, 'torch' in sys.modules], file=sys.stderr)"
+        f"for folder in {folders!r}:\n"
+        "    sys.argv[1:] = ['plan', folder, '--json', '--image', '36x36']\n"
+        "    try: main()\n"
+        "    except SystemExit as end: print([end.code, 'torch' in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines()[-1] == "[0, False]"
-    assert json.loads(done.stdout)["context"] == 512
+    assert done.stderr.splitlines() == ["[0, False]"] * len(families)
+    for folder, line in zip(folders, done.stdout.splitlines(), strict=True):
+        assert line == runner.invoke(app, ["plan", folder, "--json", "--image", "36x36"]).stdout.strip()
 
 
 @pytest.mark.parametrize(

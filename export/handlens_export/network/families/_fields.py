@@ -6,7 +6,8 @@ import copy
 import dataclasses
 from typing import Any
 
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig  # of its own module: `plan` loads no more of it
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from handlens_export.errors import CheckpointError, UnsupportedError
 from handlens_export.network.config import Activation

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from transformers import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig
 
 from handlens_export.checkpoint.checkpoint import Checkpoint
 from handlens_export.errors import CheckpointError, UnsupportedError
