@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_stage_cache() -> Iterator[None]:
+    """Nothing of this machine's earlier exports is seen, and nothing is left there; tests of the cache turn it on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HANDLENS_CACHE_BYTES", "0")
+        yield
 
 
 @pytest.fixture(scope="session")

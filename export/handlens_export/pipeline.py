@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +15,13 @@ from handlens_export.gate import Gate, check_readable, judge
 from handlens_export.lower.lowering import LoweringSpec, check_delegation, find
 from handlens_export.network import decoding
 from handlens_export.network.load import Parameters
+from handlens_export.network.network import Network
 from handlens_export.quantize.calibration import calibration_rows
 from handlens_export.quantize.kv_scales import Scales, calibrate, save_scales
 from handlens_export.quantize.network import quantize_network
 from handlens_export.quantize.weight import shallow_copy
 from handlens_export.recipe import Recipe
+from handlens_export.stage_cache.store import StageCache
 from handlens_runtime.bundle import TOKENIZER, Bundle
 from handlens_runtime.evaluation import read_set
 from handlens_runtime.golden import record
@@ -54,6 +57,8 @@ def export(
     it is not there. An existing `target` is replaced only with `force`, and only once the new one is whole.
     With a `gate`, each backend's program first answers its questions; GateError where too few are right,
     EvaluationError where its set cannot be read or asked.
+    Finished layers are kept in the cache folder: an export that was killed goes on where it was, and one with other
+    backends, context or chunk rounds nothing again. Raises TargetError also where the cache's disk is full.
     What the checkpoint asks for and does not get goes to `warn`; without one, to Python's `warnings`.
     """
     stage = _Stages(progress or (lambda _stage, _share: None), gated=gate is not None)
@@ -67,10 +72,16 @@ def export(
     parameters = Parameters(planned.checkpoint, planned.family, planned.config)
     stage.done("read")
 
-    network, parts = quantize_network(parameters, planned.config, recipe, planned.context, stage.within("quantize"))
-    stage.done("quantize")
+    with ExitStack() as work:
+        kept = work.enter_context(StageCache())
+        network, parts = quantize_network(
+            parameters, planned.config, recipe, planned.context, stage.within("quantize"), kept
+        )
+        if kept.refusal is not None:
+            (warn or warnings.warn)(kept.refusal)
+        stage.done("quantize")
 
-    with staged(target) as folder:
+        folder = work.enter_context(staged(target))
         (folder / TOKENIZER).write_text(planned.checkpoint.tokenizer_json, encoding="utf-8")
         tokenizer = Tokenizer(folder / TOKENIZER)
         manifest = describe(planned, recipe, parts)
@@ -81,14 +92,7 @@ def export(
         stage.done("calibrate")
 
         spec = _spec(planned, recipe, scales)
-        graphs: dict[BackendName, BackendGraphs] = {}
-        for index, backend in enumerate(recipe.backends):
-            # The last one takes the network itself, so that weights are freed as it packs them.
-            own = network if index == len(recipe.backends) - 1 else shallow_copy(network)
-            within = stage.within(f"lower {backend}", index / len(recipe.backends), 1 / len(recipe.backends))
-            graphs[backend] = find(backend).lower(own, spec, folder, within)
-            check_delegation(backend, graphs[backend], recipe.max_portable, recipe.float_roles)
-            del own
+        graphs = _lower(network, spec, recipe, folder, stage)
         del network
         stage.done("lower")
 
@@ -105,6 +109,21 @@ def export(
         write_manifest(folder, manifest)
         stage.done("bundle")
     return manifest
+
+
+def _lower(
+    network: Network, spec: LoweringSpec, recipe: Recipe, folder: Path, stage: _Stages
+) -> dict[BackendName, BackendGraphs]:
+    """Each backend's programs."""
+    graphs: dict[BackendName, BackendGraphs] = {}
+    for index, backend in enumerate(recipe.backends):
+        # The last one takes the network itself, so that weights are freed as it packs them.
+        own = network if index == len(recipe.backends) - 1 else shallow_copy(network)
+        within = stage.within(f"lower {backend}", index / len(recipe.backends), 1 / len(recipe.backends))
+        graphs[backend] = find(backend).lower(own, spec, folder, within)
+        check_delegation(backend, graphs[backend], recipe.max_portable, recipe.float_roles)
+        del own
+    return graphs
 
 
 def _spec(planned: Plan, recipe: Recipe, scales: tuple[Scales, ...] | None) -> LoweringSpec:

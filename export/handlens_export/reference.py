@@ -10,6 +10,7 @@ from handlens_export.network.network import Network
 from handlens_export.quantize.kv_scales import load_scales
 from handlens_export.quantize.network import quantize_network
 from handlens_export.recipe import Recipe
+from handlens_export.stage_cache.store import StageCache
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.manifest import BackendName, Manifest
 
@@ -29,7 +30,8 @@ def reference(bundle: Bundle, planned: Plan, backend: BackendName) -> Network:
     manifest = bundle.manifest
     recipe = recipe_of(manifest)
     parameters = Parameters(planned.checkpoint, planned.family, planned.config)
-    network, _ = quantize_network(parameters, planned.config, recipe, planned.context, lambda _share: None)
+    with StageCache() as kept:
+        network, _ = quantize_network(parameters, planned.config, recipe, planned.context, lambda _share: None, kept)
     scales = None
     if manifest.quantization.kv_scales is not None:
         scales = load_scales(bundle.file(manifest.quantization.kv_scales))

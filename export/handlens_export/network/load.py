@@ -30,6 +30,9 @@ class Parameters:
     def __init__(self, checkpoint: Checkpoint, family: Family, config: NetworkConfig) -> None:
         """Raises CheckpointError where a tensor is missing, has another shape, or would be left unused."""
         self._checkpoint, self._family, self._config = checkpoint, family, config
+        self.path = checkpoint.path
+        self.settings = repr(config)
+        """All that a family's transform knows besides the tensor."""
         with torch.device("meta"):
             network = Network(config, context=1)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in network.named_parameters()}
@@ -40,8 +43,16 @@ class Parameters:
 
     def read(self, name: str) -> Tensor:
         """One parameter in float32, contiguous, as the network takes it."""
+        return self.stored(name).to(torch.float32).contiguous()
+
+    def stored(self, name: str) -> Tensor:
+        """One parameter as the network takes it, in the precision it is stored in: mapped, not copied, where it can."""
         tensor = self._checkpoint.tensors.read(self.sources[name])
-        return self._family.transform(name, tensor, self._config).to(torch.float32).contiguous()
+        return self._family.transform(name, tensor, self._config)
+
+    def digest(self, name: str) -> str:
+        """sha256 of the checkpoint's tensor behind a parameter, before the family's transform."""
+        return self._checkpoint.tensors.digest(self.sources[name])
 
     def _find(self, names: dict[str, tuple[str, ...]]) -> dict[str, str]:
         present = set(self._checkpoint.tensors.names())

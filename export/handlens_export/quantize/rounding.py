@@ -5,10 +5,29 @@ Both backends get the same integers and scales, so a difference between them is 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from handlens_export.quantize.weight import QuantizedWeight
+
+
+class _Rounded(NamedTuple):
+    values: Tensor
+    scales: Tensor
+    zeros: Tensor | None
+
+
+BLOCK = 1 << 22
+"""Weights that are in float at a time: 16 MiB, and a few times that for intermediate results."""
+
+
+def row_blocks(weight: Tensor) -> Iterator[Tensor]:
+    """A tensor in views of whole rows, about BLOCK elements each."""
+    rows = len(weight) if weight.dim() else 1
+    yield from torch.split(weight.reshape(rows, -1), max(1, BLOCK * rows // max(1, weight.numel())))
 
 
 def quantize(weight: Tensor, bits: int, group: int) -> QuantizedWeight:
@@ -18,26 +37,43 @@ def quantize(weight: Tensor, bits: int, group: int) -> QuantizedWeight:
     less than the coarser steps of max|w| / 7: LOG.md), kept to bfloat16's precision because XNNPACK stores it so
     (the integers are chosen for the scale as stored). Eight bits are symmetric, -127..127. Two bits are asymmetric,
     0..3 with a zero point: four symmetric levels would waste one.
+
+    `weight` may be of any float type; a block of rows at a time is widened to float32.
     """
     rows, columns = weight.shape
-    groups = weight.float().reshape(rows, columns // group, group)
+    values = torch.empty((rows, columns), dtype=torch.uint8 if bits == 2 else torch.int8)
+    scales = torch.empty((rows, columns // group))
+    zeros = torch.empty((rows, columns // group), dtype=torch.uint8) if bits == 2 else None
+    end = 0
+    for block in row_blocks(weight):
+        place = slice(end, end + len(block))
+        end = place.stop
+        rounded = _round(block.float().reshape(len(block), columns // group, group), bits)
+        values[place], scales[place] = rounded.values.flatten(1), rounded.scales
+        if zeros is not None and rounded.zeros is not None:
+            zeros[place] = rounded.zeros
+    return QuantizedWeight(values, scales, zeros, bits, group)
+
+
+def _round(groups: Tensor, bits: int) -> _Rounded:
+    """A block of rows (rows, groups, group)."""
     if bits == 2:
-        return _asymmetric(groups, bits, columns, group)
+        return _asymmetric(groups, bits)
     limit = 127 if bits == 8 else 2 ** (bits - 1)
     scales = (groups.abs().amax(dim=-1) / limit).clamp_min(torch.finfo(torch.float32).tiny ** 0.5)
     if bits < 8:
         scales = scales.to(torch.bfloat16).float()
     low = -127 if bits == 8 else -(2 ** (bits - 1))
     high = 2 ** (bits - 1) - 1
-    values = (groups / scales[..., None]).round().clamp(low, high).to(torch.int8)
-    return QuantizedWeight(values.view(rows, columns), scales, None, bits, group)
+    values = (groups / scales[..., None]).round_().clamp_(low, high).to(torch.int8)
+    return _Rounded(values, scales, None)
 
 
-def _asymmetric(groups: Tensor, bits: int, columns: int, group: int) -> QuantizedWeight:
+def _asymmetric(groups: Tensor, bits: int) -> _Rounded:
     """Min-max grid with an integer zero point; zero is always on the grid."""
     levels = 2**bits - 1
     low, high = groups.amin(dim=-1).clamp_max(0), groups.amax(dim=-1).clamp_min(0)
     scales = ((high - low) / levels).clamp_min(torch.finfo(torch.float32).tiny ** 0.5)
     zeros = (-low / scales).round().clamp(0, levels)
-    values = (groups / scales[..., None] + zeros[..., None]).round().clamp(0, levels).to(torch.uint8)
-    return QuantizedWeight(values.view(len(groups), columns), scales, zeros.to(torch.uint8), bits, group)
+    values = (groups / scales[..., None]).add_(zeros[..., None]).round_().clamp_(0, levels).to(torch.uint8)
+    return _Rounded(values, scales, zeros.to(torch.uint8))

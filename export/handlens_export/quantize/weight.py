@@ -40,11 +40,15 @@ class QuantizedWeight:
 
     def dequantize(self) -> Tensor:
         """float32 (rows, columns)."""
-        rows, columns = self.values.shape
-        grid = self.values.to(torch.float32).view(rows, columns // self.group, self.group)
+        return self.rows(slice(None))
+
+    def rows(self, chosen: Tensor | slice) -> Tensor:
+        """Some rows, float32 (chosen, columns), without the others ever being in float."""
+        values = self.values[chosen]
+        grid = values.to(torch.float32).view(len(values), -1, self.group)
         if self.zeros is not None:
-            grid = grid - self.zeros.to(torch.float32)[..., None]
-        return (grid * self.scales[..., None]).view(rows, columns)
+            grid.sub_(self.zeros[chosen].to(torch.float32)[..., None])
+        return grid.mul_(self.scales[chosen][..., None]).view(values.shape)
 
 
 class QuantizedLinear(nn.Module):
@@ -69,7 +73,7 @@ class QuantizedEmbedding(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """(1, t) int64 -> (1, t, width)."""
-        return nn.functional.embedding(ids, self.quantized.dequantize())
+        return self.quantized.rows(ids.flatten()).view(*ids.shape, -1)
 
 
 def shallow_copy(network: Module) -> Module:

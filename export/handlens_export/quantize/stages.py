@@ -1,0 +1,146 @@
+"""The stages that weights go through one at a time, read, transform, round, and the key under which each is kept.
+
+A stage is a layer, or what of a part lies outside its layers. Its key says all that decides its bytes: the contents of
+the checkpoint's tensors, the family's config, each matrix's format, and the sources of the code that computes it; not
+the backend, the context, the chunk, nor where the checkpoint lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterable
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from torch import Tensor
+
+from handlens_export.errors import CheckpointError
+from handlens_export.network.load import Parameters
+from handlens_export.quantize.formats import matrix
+from handlens_export.quantize.rounding import quantize, row_blocks
+from handlens_export.quantize.weight import QuantizedWeight
+from handlens_export.recipe import Recipe
+from handlens_export.stage_cache.store import Stage, StageCache
+
+STAGE = re.compile(r"(vision|decoder)\.layers\.\d+|decoder\.(embedding|head)|[a-z]+")
+PACKAGE = Path(__file__).resolve().parents[1]
+SOURCES = (
+    "checkpoint/*.py",
+    "network/families/*.py",
+    "network/load.py",
+    "quantize/formats.py",
+    "quantize/rounding.py",
+    "quantize/stages.py",
+    "quantize/weight.py",
+    "stage_cache/tensor_file.py",
+)
+"""Code that a finished stage depends on: a change in any of these makes it anew."""
+TOOLS = ("torch", "numpy", "gguf")
+"""Packages whose arithmetic it depends on."""
+
+
+def stages(names: Iterable[str]) -> dict[str, list[str]]:
+    """The network's parameter names by stage: `decoder.layers.3`, `decoder.head`, `projector`, …"""
+    found: dict[str, list[str]] = {}
+    for name in names:
+        match = STAGE.match(name)
+        assert match is not None
+        found.setdefault(match[0], []).append(name)
+    return found
+
+
+def finished(
+    parameters: Parameters, recipe: Recipe, kept: StageCache, progress: Callable[[float], None]
+) -> dict[str, Tensor]:
+    """The tensors of all stages, made where `kept` does not have them; `weight` names what is in it.
+
+    Memory-mapped where they are kept, so that one stage at a time is in memory. Raises CheckpointError, TargetError.
+    """
+    tensors: dict[str, Tensor] = {}
+    missing: dict[str, tuple[str, list[str]]] = {}
+    done, total = 0, sum(_size(parameters, name) for name in parameters.shapes)
+    for stage, names in stages(parameters.shapes).items():
+        key = stage_key(parameters, names, recipe) if kept.working else ""
+        found = kept.get(key)
+        if found is None:
+            missing[stage] = key, names
+            continue
+        tensors |= found
+        done += sum(_size(parameters, name) for name in names)
+        progress(done / total)
+    for stage, (key, names) in missing.items():
+        made: Stage = {}
+        for name in names:
+            made |= _make(parameters, name, recipe)
+            done += _size(parameters, name)
+            progress(done / total)
+        if key and stage_key(parameters, names, recipe) != key:
+            raise CheckpointError(
+                f"{parameters.path} changed while it was read; export again once nothing writes to it any more."
+            )
+        tensors |= kept.put(key, made, {"checkpoint": str(parameters.path.resolve()), "stage": stage})
+    return tensors
+
+
+def stage_key(parameters: Parameters, names: Iterable[str], recipe: Recipe) -> str:
+    """sha256, hexadecimal, over all that decides a stage's bytes. Reads the tensors' bytes, whole."""
+    formats = {}
+    for name in names:
+        grid = matrix(name, parameters.shapes[name], recipe)
+        formats[name] = [parameters.digest(name), *((32, 1) if grid is None else (grid.bits, grid.group))]
+    return hashlib.sha256(json.dumps([code_version(), parameters.settings, formats]).encode()).hexdigest()
+
+
+@cache
+def code_version() -> str:
+    """sha256 over the sources and the packages that a stage is computed with."""
+    state = hashlib.sha256()
+    for file in sources():
+        content = file.read_bytes()
+        state.update(f"{file.relative_to(PACKAGE).as_posix()} {len(content)} ".encode() + content)
+    for tool in TOOLS:
+        state.update(f"{tool} {metadata.version(tool)} ".encode())
+    return state.hexdigest()
+
+
+def sources() -> list[Path]:
+    """The files of `SOURCES`."""
+    return sorted(file for pattern in SOURCES for file in PACKAGE.glob(pattern))
+
+
+def rounded(tensors: dict[str, Tensor], name: str, bits: int, group: int) -> QuantizedWeight:
+    """The matrix `name` out of `finished`'s tensors."""
+    return QuantizedWeight(
+        tensors[f"{name}.values"], tensors[f"{name}.scales"], tensors.get(f"{name}.zeros"), bits, group
+    )
+
+
+def _make(parameters: Parameters, name: str, recipe: Recipe) -> Stage:
+    """One parameter: a matrix as integers, scales and zero points, anything else in float32."""
+    weight = parameters.stored(name)
+    _refuse_no_numbers(parameters, name, weight)
+    grid = matrix(name, parameters.shapes[name], recipe)
+    if grid is None:
+        return {name: weight.float().contiguous()}
+    on_grid = quantize(weight, grid.bits, grid.group)
+    made = {f"{name}.values": on_grid.values, f"{name}.scales": on_grid.scales}
+    return made if on_grid.zeros is None else {**made, f"{name}.zeros": on_grid.zeros}
+
+
+def _refuse_no_numbers(parameters: Parameters, name: str, weight: Tensor) -> None:
+    """Rounded, a value that is no number would pass for an ordinary one."""
+    if not all(bool(block.isfinite().all()) for block in row_blocks(weight)):
+        raise CheckpointError(
+            f"{parameters.sources[name]} holds values that are not finite numbers, which cannot be rounded; "
+            "give a checkpoint whose training did not diverge."
+        )
+
+
+def _size(parameters: Parameters, name: str) -> int:
+    size = 1
+    for length in parameters.shapes[name]:
+        size *= length
+    return size
