@@ -5,5 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 BackendChoice = Literal["executorch", "onnx"]
+CacheChoice = Literal["show", "clear"]
 KVChoice = Literal["int8", "float"]
 PresetChoice = Literal["bluelm-v-nano", "bluelm-v-3b"]
