@@ -37,6 +37,7 @@ TOPICS = (
     "integrity",
     "base_install",
     "determinism",
+    "resume",
 )
 """In the order of the issue: each a file here, whose CASES are its lines."""
 SHARED = ("bundles.py", "logits.py", "outcome.py", "passages.py")
