@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -123,6 +124,7 @@ def _lower(
         graphs[backend] = find(backend).lower(own, spec, folder, within)
         check_delegation(backend, graphs[backend], recipe.max_portable, recipe.float_roles)
         del own
+        gc.collect()  # programs refer to themselves, and with them to a copy or two of all weights
     return graphs
 
 

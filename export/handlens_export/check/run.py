@@ -15,8 +15,8 @@ from handlens_export.checkpoint.read import read
 from handlens_export.describe import Plan, plan
 from handlens_export.errors import CheckpointError, UnsupportedError
 from handlens_export.network.families import find
-from handlens_export.network.load import load
-from handlens_export.network.network import Network
+from handlens_export.network.load import Parameters
+from handlens_export.network.mapped import float_network
 from handlens_export.photographs import photographs
 from handlens_export.prompt_rows import PreparedPrompt, embed, prepare_prompt
 from handlens_export.quantize.calibration import TEXTS
@@ -93,8 +93,8 @@ def _cases(bundle: Bundle, planned: Plan, images: Sequence[Path], report: Progre
     """Prompts with photographs where the network sees, and texts; each with the float network's logits."""
     tokenizer = Tokenizer(bundle.file(TOKENIZER))
     report("check: float checkpoint", 0.0)
-    network = Network(planned.config, bundle.manifest.sizes.context).eval()
-    load(network, planned.checkpoint, planned.family)
+    parameters = Parameters(planned.checkpoint, planned.family, planned.config)
+    network = float_network(parameters, planned.config, bundle.manifest.sizes.context)
     pictures = list(images) or (photographs() if planned.config.vision else [])
     messages: list[tuple[str, Path | None, Message]] = [
         (path.name, path, Message("user", QUESTION, images=(path,))) for path in pictures if planned.config.vision

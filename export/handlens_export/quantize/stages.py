@@ -10,17 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from handlens_export.errors import CheckpointError
 from handlens_export.network.load import Parameters
 from handlens_export.quantize.formats import matrix
-from handlens_export.quantize.rounding import quantize, row_blocks
+from handlens_export.quantize.rounding import quantize
 from handlens_export.quantize.weight import QuantizedWeight
 from handlens_export.recipe import Recipe
 from handlens_export.stage_cache.store import Stage, StageCache
@@ -57,8 +59,16 @@ def finished(
 ) -> dict[str, Tensor]:
     """The tensors of all stages, made where `kept` does not have them; `weight` names what is in it.
 
-    Memory-mapped where they are kept, so that one stage at a time is in memory. Raises CheckpointError, TargetError.
+    Memory-mapped where they are kept, so that one stage at a time is in memory. On one core, which takes
+    seconds for the full-size model, most of them hashing (LOG.md). Raises CheckpointError, TargetError.
     """
+    with _one_thread():
+        return _finished(parameters, recipe, kept, progress)
+
+
+def _finished(
+    parameters: Parameters, recipe: Recipe, kept: StageCache, progress: Callable[[float], None]
+) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     missing: dict[str, tuple[str, list[str]]] = {}
     done, total = 0, sum(_size(parameters, name) for name in parameters.shapes)
@@ -83,6 +93,17 @@ def finished(
             )
         tensors |= kept.put(key, made, {"checkpoint": str(parameters.path.resolve()), "stage": stage})
     return tensors
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small steps over small blocks: threads wait for each other at each, and on a busy machine, spinning, for long."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def stage_key(parameters: Parameters, names: Iterable[str], recipe: Recipe) -> str:
@@ -120,19 +141,20 @@ def rounded(tensors: dict[str, Tensor], name: str, bits: int, group: int) -> Qua
 
 def _make(parameters: Parameters, name: str, recipe: Recipe) -> Stage:
     """One parameter: a matrix as integers, scales and zero points, anything else in float32."""
-    weight = parameters.stored(name)
-    _refuse_no_numbers(parameters, name, weight)
     grid = matrix(name, parameters.shapes[name], recipe)
     if grid is None:
-        return {name: weight.float().contiguous()}
-    on_grid = quantize(weight, grid.bits, grid.group)
+        weight = parameters.read(name)
+        _refuse_no_numbers(parameters, name, weight)
+        return {name: weight}
+    on_grid = quantize(parameters.stored(name), grid.bits, grid.group)
+    _refuse_no_numbers(parameters, name, on_grid.scales)  # of largest weights: no number among them is none here
     made = {f"{name}.values": on_grid.values, f"{name}.scales": on_grid.scales}
     return made if on_grid.zeros is None else {**made, f"{name}.zeros": on_grid.zeros}
 
 
-def _refuse_no_numbers(parameters: Parameters, name: str, weight: Tensor) -> None:
+def _refuse_no_numbers(parameters: Parameters, name: str, values: Tensor) -> None:
     """Rounded, a value that is no number would pass for an ordinary one."""
-    if not all(bool(block.isfinite().all()) for block in row_blocks(weight)):
+    if not bool(values.isfinite().all()):
         raise CheckpointError(
             f"{parameters.sources[name]} holds values that are not finite numbers, which cannot be rounded; "
             "give a checkpoint whose training did not diverge."
