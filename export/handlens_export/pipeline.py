@@ -23,6 +23,7 @@ from handlens_export.quantize.network import quantize_network
 from handlens_export.quantize.weight import shallow_copy
 from handlens_export.recipe import Recipe
 from handlens_export.stage_cache.store import StageCache
+from handlens_export.stage_cache.tensor_file import let_go
 from handlens_runtime.bundle import TOKENIZER, Bundle
 from handlens_runtime.evaluation import read_set
 from handlens_runtime.golden import record
@@ -124,7 +125,8 @@ def _lower(
         graphs[backend] = find(backend).lower(own, spec, folder, within)
         check_delegation(backend, graphs[backend], recipe.max_portable, recipe.float_roles)
         del own
-        gc.collect()  # programs refer to themselves, and with them to a copy or two of all weights
+        gc.collect()  # programs refer to themselves, and with them to a copy of all weights
+        let_go()
     return graphs
 
 

@@ -83,6 +83,15 @@ def test_writing_to_what_was_found_changes_no_file():
         assert same(kept.get("a"), stage(1))
 
 
+def test_pages_let_go_are_read_again():
+    keep("a", 1)
+    with StageCache() as kept:
+        found = kept.get("a")
+        assert same(found, stage(1))
+        tensor_file.let_go()
+        assert same(found, stage(1))
+
+
 def test_any_flipped_byte_and_any_cut_is_noticed_and_the_entry_removed(folder):
     keep("a")
     (entry,) = entries(folder)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from handlens_export.lower.executorch_leaves import swap
+from handlens_export.lower.executorch_memory import weights_shared
 from handlens_export.lower.lowering import LoweringSpec, Progress
 from handlens_export.network.attention import Step
 from handlens_export.network.network import Network
@@ -70,12 +71,13 @@ def lower(network: Network, spec: LoweringSpec, folder: Path, progress: Progress
     network = reference(network, spec)
     programs = _trace(network, spec)
     progress(0.2)
-    edge = to_edge_transform_and_lower(
-        programs,
-        partitioner={name: [XnnpackPartitioner()] for name in programs},
-        compile_config=EdgeCompileConfig(_check_ir_validity=False),
-        constant_methods=_metadata(network, spec),
-    )
+    with weights_shared():
+        edge = to_edge_transform_and_lower(
+            programs,
+            partitioner={name: [XnnpackPartitioner()] for name in programs},
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            constant_methods=_metadata(network, spec),
+        )
     progress(0.9)
     graphs = {name: _graph(name, edge.exported_program(name)) for name in programs}
     program = edge.to_executorch(

@@ -22,6 +22,7 @@ from torch import Tensor
 from handlens_export.network.attention import CachedAttention
 from handlens_export.network.decoder import DecoderLayer
 from handlens_export.network.network import Network
+from handlens_export.stage_cache.tensor_file import let_go
 
 Scales = tuple[NDArray[np.float32], NDArray[np.float32]]
 """Of keys and of values, each (kv_heads, head_dim)."""
@@ -43,6 +44,8 @@ def calibrate(network: Network, prompts: Iterable[Tensor]) -> tuple[Scales, ...]
     ValueError without any prompt.
     """
     leaves = [cast(CachedAttention, cast(DecoderLayer, layer).attention.cached) for layer in network.decoder.layers]
+    # A layer's mapped pages go once it is done, so that never all weights are resident.
+    hooks = [layer.register_forward_hook(lambda *_: let_go()) for layer in network.decoder.layers]
     largest: list[tuple[Tensor, Tensor]] = []
     for rows in prompts:
         network.decoder(rows, network.decoder.eager_step(rows.shape[1], 0))
@@ -50,6 +53,8 @@ def calibrate(network: Network, prompts: Iterable[Tensor]) -> tuple[Scales, ...]
         largest = [
             (torch.maximum(a, c), torch.maximum(b, d)) for (a, b), (c, d) in zip(largest or seen, seen, strict=True)
         ]
+    for hook in hooks:
+        hook.remove()
     if not largest:
         raise ValueError("calibration needs at least one prompt")
     for leaf in leaves:

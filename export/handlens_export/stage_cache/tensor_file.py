@@ -12,12 +12,14 @@ import mmap
 from collections.abc import Mapping
 from math import prod
 from typing import BinaryIO
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
 
 DTYPES = {"F32": torch.float32, "I8": torch.int8, "U8": torch.uint8}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_mapped: WeakSet[mmap.mmap] = WeakSet()
 ALIGNMENT = 64
 """Bytes that the first tensor is aligned to; wider types come first, so that all are aligned to their own size."""
 
@@ -42,6 +44,12 @@ def write(file: BinaryIO, tensors: Mapping[str, Tensor], about: Mapping[str, str
     return state.hexdigest()
 
 
+def let_go() -> None:
+    """Give back the pages of all mapped tensors: what is used again is read again, mostly from the system's cache."""
+    for mapped in list(_mapped):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def _bytes(tensor: Tensor) -> memoryview:
     return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
@@ -49,9 +57,11 @@ def _bytes(tensor: Tensor) -> memoryview:
 def read(file: BinaryIO) -> dict[str, Tensor]:
     """The tensors of a whole file, each with a storage of its own; nothing is read before it is used.
 
-    Writing to one changes this process's memory, never the file. The mapping goes with the last of them.
+    They are not to be written to: that would change this process's memory, never the file, until `let_go`. The mapping
+    goes with the last of them.
     """
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    _mapped.add(mapped)
     begin = 8 + int.from_bytes(mapped[:8], "little")
     header = json.loads(mapped[8:begin])
     tensors = {}

@@ -1,0 +1,52 @@
+"""ExecuTorch's exporter packs weights from where they are, and is itself again afterwards."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
+from executorch.exir import to_edge_transform_and_lower
+
+from handlens_export.lower.executorch_memory import weights_shared
+
+
+def program(seed: int = 0) -> torch.export.ExportedProgram:
+    torch.manual_seed(seed)
+    return torch.export.export(torch.nn.Sequential(torch.nn.Linear(16, 8), torch.nn.ReLU()), (torch.zeros(1, 16),))
+
+
+def lowered(exported: torch.export.ExportedProgram) -> bytes:
+    buffer: bytes = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch().buffer
+    return buffer
+
+
+def test_a_partition_gets_a_graph_of_its_own_around_the_same_tensors():
+    exported = program()
+    with weights_shared():
+        copied = XnnpackBackend.copy_exported_program_for_preprocess(exported, [])
+    assert copied.graph_module is not exported.graph_module and copied.state_dict is not exported.state_dict
+    for name, tensor in exported.state_dict.items():
+        assert copied.state_dict[name].data_ptr() == tensor.data_ptr()
+
+
+def test_weights_are_not_copied_and_the_program_is_the_plain_exporters(monkeypatch):
+    """The hook is one of ExecuTorch's own, which another version may not call."""
+    copied, gone = [], []
+    copy = torch.nn.Parameter.__deepcopy__
+    monkeypatch.setattr(torch.nn.Parameter, "__deepcopy__", lambda self, memo: copied.append(1) or copy(self, memo))
+    monkeypatch.setattr("handlens_export.lower.executorch_memory.let_go", lambda: gone.append(1))
+    plain = lowered(program())
+    assert copied and not gone
+    copied.clear()
+    with weights_shared():
+        assert lowered(program()) == plain
+    assert not copied and gone
+
+
+def test_the_exporter_is_itself_again_also_after_a_failure():
+    preprocess, copied = XnnpackBackend.preprocess, XnnpackBackend.copy_exported_program_for_preprocess.__func__
+    with pytest.raises(KeyError), weights_shared():
+        raise KeyError
+    assert XnnpackBackend.preprocess is preprocess
+    assert XnnpackBackend.copy_exported_program_for_preprocess.__func__ is copied
