@@ -18,6 +18,7 @@ from handlens_export.errors import UnsupportedError
 from handlens_export.network.layers import RMSNorm
 from handlens_export.network.vision import VisionAttention
 from handlens_export.quantize.weight import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
+from handlens_export.stage_cache.tensor_file import let_go
 
 Attributes: TypeAlias = dict[
     str, int | float | str | bool | Sequence[int] | Sequence[float] | Sequence[str] | Sequence[bool]
@@ -249,6 +250,7 @@ def swap_leaves(parent: nn.Module, path: str = "") -> None:
         leaf = _leaf(child, path + name)
         if leaf is not None:
             setattr(parent, name, leaf)
+            let_go()  # the layer's file stays mapped, for its norms
 
 
 def _leaf(module: nn.Module, path: str) -> nn.Module | None:

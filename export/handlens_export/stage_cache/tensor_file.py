@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+import threading
 from collections.abc import Mapping
 from math import prod
 from typing import BinaryIO
@@ -20,6 +21,7 @@ from torch import Tensor
 DTYPES = {"F32": torch.float32, "I8": torch.int8, "U8": torch.uint8}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _mapped: WeakSet[mmap.mmap] = WeakSet()
+_lock = threading.Lock()
 ALIGNMENT = 64
 """Bytes that the first tensor is aligned to; wider types come first, so that all are aligned to their own size."""
 
@@ -46,7 +48,9 @@ def write(file: BinaryIO, tensors: Mapping[str, Tensor], about: Mapping[str, str
 
 def let_go() -> None:
     """Give back the pages of all mapped tensors: what is used again is read again, mostly from the system's cache."""
-    for mapped in list(_mapped):
+    with _lock:
+        all_mapped = list(_mapped)
+    for mapped in all_mapped:
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
@@ -61,7 +65,8 @@ def read(file: BinaryIO) -> dict[str, Tensor]:
     goes with the last of them.
     """
     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-    _mapped.add(mapped)
+    with _lock:
+        _mapped.add(mapped)
     begin = 8 + int.from_bytes(mapped[:8], "little")
     header = json.loads(mapped[8:begin])
     tensors = {}
