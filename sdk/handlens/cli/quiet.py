@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,12 +58,30 @@ def hushed_loading() -> Iterator[None]:
             os.close(stderr)
 
 
+class _Sieved(io.TextIOWrapper):
+    """Python's stderr without cpuinfo's lines: ExecuTorch's binding sends there what its own code writes."""
+
+    _inside = False
+    """Whether what comes next belongs to a line that is held back."""
+
+    def write(self, text: str) -> int:
+        """All of the text but those lines."""
+        kept = []
+        for line in text.splitlines(keepends=True):
+            held = self._inside or re.match(CPUINFO, line)
+            if not held:
+                kept.append(line)
+            self._inside = bool(held) and not line.endswith("\n")
+        super().write("".join(kept))
+        return len(text)
+
+
 @contextmanager
 def without_cpuinfo() -> Iterator[None]:
     """Keep cpuinfo's lines off stderr, and no others, while native libraries may be loaded.
 
     What native code writes goes through grep: a process of its own, so that the last words of a crash still arrive.
-    Python's own stderr does not: it stays the terminal that a progress bar needs.
+    Python's own stderr is sieved here: it stays the terminal that a progress bar needs.
     """
     grep = shutil.which("grep")
     if debugging() or grep is None:
@@ -77,7 +97,8 @@ def without_cpuinfo() -> Iterator[None]:
     sieve.stdin.close()
     if sys.__stderr__ is not None and python is sys.__stderr__:
         encoding, errors = sys.__stderr__.encoding, sys.__stderr__.errors
-        sys.stderr = os.fdopen(stderr, "w", 1, encoding=encoding, errors=errors, closefd=False)
+        terminal = os.fdopen(stderr, "wb", closefd=False)
+        sys.stderr = _Sieved(terminal, encoding=encoding, errors=errors, line_buffering=True)
     try:
         yield
     finally:
