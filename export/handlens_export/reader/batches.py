@@ -18,7 +18,8 @@ from handlens_export.reader.examples import TILE, example
 from handlens_export.reader.fonts import Family
 from handlens_export.reader.labels import Canvas, Labels, labels
 from handlens_export.reader.model import Sizes
-from handlens_export.reader.scene import Turn
+from handlens_export.reader.questions import KINDS
+from handlens_export.reader.scene import Kind, Turn
 from handlens_export.reader.tokenizer import ASSISTANT, END, IMAGE, USER, build
 from handlens_runtime.images.preprocess import prepare
 from handlens_runtime.images.tiling import choose_grid, grids_up_to
@@ -54,6 +55,8 @@ class Mix:
     """Of one picture."""
     chat: float = 0.0
     """Share of examples without a picture."""
+    kinds: tuple[Kind, ...] = KINDS
+    """Of the questions about pictures."""
     pictures: bool = True
     """False leaves the pixels out, where only labels are wanted."""
 
@@ -101,9 +104,9 @@ class Batches(Dataset[Batch]):
         mix = self.mix
         if random.random() < mix.chat:
             return _One(None, None, chat(random, mix.questions), self.tokenizer, 0)
-        made = example(random, mix.layouts, mix.typefaces, grid, mix.questions, mix.pictures)
+        made = example(random, mix.layouts, mix.typefaces, grid, mix.questions, mix.pictures, mix.kinds)
         while not made.turns:  # a page about which nothing unambiguous can be asked
-            made = example(random, mix.layouts, mix.typefaces, grid, mix.questions, mix.pictures)
+            made = example(random, mix.layouts, mix.typefaces, grid, mix.questions, mix.pictures, mix.kinds)
         columns, rows = choose_grid(*made.picture.size, RULE)
         canvas = Canvas(made.picture.size, columns, rows, TILE, self.sizes.patch, (columns, rows) != (1, 1))
         dense = labels(made.page, made.where, canvas)

@@ -30,7 +30,7 @@ class Stage:
 
 
 def stages() -> dict[str, Stage]:
-    """All of them, in order. `dense` and `language` need nothing of each other and can run side by side."""
+    """All of them, in order. `dense` needs nothing of `copy` and `language`: they can run side by side."""
     fonts = trained_fonts()
     plain = (*TRAINED, *["strings"] * 4)
     return {
@@ -40,11 +40,18 @@ def stages() -> dict[str, Stage]:
             steps=12_000,
             learning_rate=4e-3,
         ),
+        "copy": Stage(
+            Mix("copy", ("single",), fonts, ONE, tiles=48, questions=2, kinds=("transcribe", "place"), pictures=False),
+            {"language": 1.0},
+            steps=4_000,
+            learning_rate=3e-3,
+        ),
         "language": Stage(
             Mix("language", plain, fonts, (*ONE * 4, *FEW), tiles=16, questions=8, chat=0.05, pictures=False),
             {"language": 1.0},
             steps=12_000,
             learning_rate=3e-3,
+            after=("copy",),
         ),
         "align": Stage(
             Mix("align", TRAINED, fonts, FEW, tiles=20, questions=6, chat=0.02),
@@ -65,6 +72,7 @@ def stages() -> dict[str, Stage]:
 
 PARTS: dict[str, tuple[str, ...]] = {
     "dense": ("reader.vision_tower", "head"),
+    "copy": ("reader.language_model", "oracle"),
     "language": ("reader.language_model", "oracle"),
 }
-"""What a stage leaves untouched is not taken from it: the prefixes of the weights that these two train."""
+"""What a stage leaves untouched is not taken from it: the prefixes of the weights that these train."""

@@ -150,7 +150,7 @@ class _Mean:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("dense", "language", "align", "joint"))
+    parser.add_argument("stage", choices=("dense", "copy", "language", "align", "joint"))
     parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--workers", type=int, default=1, help="processes that draw")
