@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from handlens_export.reader.layouts.strings import draw_some
@@ -11,4 +12,4 @@ from handlens_export.reader.scene import Scene
 
 def draw(random: Random, style: Style, width: int, height: int) -> Scene:
     """A string of the page's text size or larger."""
-    return draw_some(random, style, width, height, most=1)
+    return replace(draw_some(random, style, width, height, most=1), layout="single")
