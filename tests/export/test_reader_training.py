@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 from random import Random
@@ -27,7 +28,7 @@ from handlens_export.reader.page import Page
 from handlens_export.reader.save import save
 from handlens_export.reader.stages import Stage
 from handlens_export.reader.tokenizer import build
-from handlens_export.reader.train import Run
+from handlens_export.reader.train import Run, main
 from handlens_export.recipe import Recipe
 from handlens_runtime.bundle import TOKENIZER
 from handlens_runtime.images.preprocess import lay_out
@@ -112,6 +113,17 @@ def test_a_steps_batch_is_the_same_whenever_it_is_drawn(mix: Mix) -> None:
     assert not torch.equal(Batches(mix, SMALL)[8].ids, one.ids)
 
 
+def test_a_step_that_draws_only_chat_is_learned_from(mix: Mix) -> None:
+    """Steps of one large page draw one example: now and then that one has no picture."""
+    batch = Batches(replace(mix, chat=1.0), SMALL)[0]
+    assert len(batch.tiles) == 0
+    networks = Networks(SMALL)
+    losses, _ = losses_of({"dense", "rows", "answers", "language"}, networks, batch)
+    assert set(losses) == {"answers", "language"}
+    losses["answers"].backward()
+    assert networks.reader.language_model.model.embed_tokens.weight.grad is not None
+
+
 def test_a_batch_asks_as_the_chat_template_does(mix: Mix) -> None:
     batch = Batches(mix, SMALL)[1]
     text = build().decode(batch.ids[0].tolist(), skip_special_tokens=False)
@@ -141,6 +153,13 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(mix: Mix, tmp_path: Pat
     assert resumed.step == 3
     for name, weight in resumed.networks.state_dict().items():
         torch.testing.assert_close(weight, through[name], rtol=0, atol=0, msg=name)
+
+
+def test_a_stage_without_the_ones_before_it_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["align", "-o", str(tmp_path), "--workers", "0"]) == 2
+    said = capsys.readouterr().err
+    assert "language.pt" in said
+    assert said.count("\n") == 1
 
 
 def test_exact_is_the_share_of_whole_answers(mix: Mix) -> None:

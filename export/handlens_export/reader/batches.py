@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from handlens_export.reader.chat import chat
 from handlens_export.reader.examples import TILE, example
 from handlens_export.reader.fonts import Family
-from handlens_export.reader.labels import Canvas, Labels, labels
+from handlens_export.reader.labels import SLOTS, Canvas, Labels, labels
 from handlens_export.reader.model import Sizes
 from handlens_export.reader.questions import KINDS
 from handlens_export.reader.scene import Kind, Turn
@@ -150,7 +150,7 @@ def _joined(drawn: list[_One], sizes: Sizes) -> Batch:
     characters, shapes, colours = (
         torch.from_numpy(np.concatenate([getattr(one, part) for one in dense])).long() if dense else empty
         for part, empty in (
-            ("characters", torch.zeros(0, patches, 1, dtype=torch.long)),
+            ("characters", torch.zeros(0, patches, SLOTS, dtype=torch.long)),
             ("shapes", torch.zeros(0, patches, dtype=torch.long)),
             ("colours", torch.zeros(0, patches, dtype=torch.long)),
         )

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 
+from handlens_export.errors import ExportError
 from handlens_export.reader.chat import chat
 from handlens_export.reader.examples import Example, example
 from handlens_export.reader.fonts import Family, families
@@ -101,7 +102,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--each", type=int, default=1000, help="questions of each kind in each group")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    write(options.folder, options.each, options.seed)
+    if options.folder.exists():
+        print(f"{options.folder} exists already; choose another folder.", file=sys.stderr)
+        return 2
+    try:
+        write(options.folder, options.each, options.seed)
+    except ExportError as error:
+        print(error, file=sys.stderr)
+        return 2
     return 0
 
 

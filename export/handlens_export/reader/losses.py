@@ -39,7 +39,7 @@ def losses_of(names: Iterable[Loss], networks: Networks, batch: Batch) -> tuple[
             rows = reader.rows(features)
     if "dense" in names and features is not None:
         losses["dense"], told["characters"] = dense(networks.head(features), batch)
-    known = networks.oracle(batch.characters, batch.shapes, batch.colours) if seen else torch.zeros(0)
+    known = networks.oracle(batch.characters, batch.shapes, batch.colours)
     if "rows" in names and rows is not None:
         losses["rows"] = row_distance(rows, known.detach())
     if "language" in names:

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 
 class Optimizer:
-    """Steps modules' parameters; `learning_rate` is Muon's, AdamW's is a fixed part of it."""
-
-    ADAM_PART = 0.15
+    """Steps a module's parameters, both optimizers at one rate: Muon's updates are scaled to AdamW's size."""
 
     def __init__(self, modules: nn.Module, weight_decay: float = 0.02) -> None:
         matrices: list[nn.Parameter] = []
@@ -19,17 +17,17 @@ class Optimizer:
         for name, parameter in modules.named_parameters():
             (matrices if _inside_a_block(name, parameter) else rest).append(parameter)
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=0.02, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(rest, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.0),
+            torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0),
         ]
         self.parameters = matrices + rest
 
     def step(self, learning_rate: float, most_norm: float = 1.0) -> float:
-        """One step at Muon's `learning_rate`, gradients scaled to at most `most_norm`; the norm before it."""
+        """One step, gradients scaled to at most `most_norm`; the norm before it."""
         norm = float(nn.utils.clip_grad_norm_(self.parameters, most_norm))
-        for part, rate in zip(self.parts, (learning_rate, learning_rate), strict=True):
+        for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = rate
+                group["lr"] = learning_rate
             part.step()
             part.zero_grad(set_to_none=True)
         return norm

@@ -90,6 +90,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("state", type=Path)
     parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(arguments)
+    if not options.state.exists():
+        print(f"{options.state} is not there; give the .pt of a stage of training.", file=sys.stderr)
+        return 2
     networks = Networks(Sizes())
     networks.load_state_dict(torch.load(options.state, weights_only=True)["modules"])
     save(networks.reader, options.folder)

@@ -18,7 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from handlens_export.errors import CheckpointError, ExportError
 from handlens_export.reader.batches import Batch, from_step
+from handlens_export.reader.fonts import font_files
 from handlens_export.reader.initial import begin
 from handlens_export.reader.losses import losses_of
 from handlens_export.reader.model import Networks, Sizes
@@ -41,7 +43,13 @@ def main(arguments: list[str] | None = None) -> int:
         stage = replace(stage, steps=options.steps)
     options.folder.mkdir(parents=True, exist_ok=True)
     run = Run(options.stage, stage, Networks(Sizes()), options.folder)
-    run.start()
+    try:
+        run.start()
+        for family in stage.mix.typefaces:  # fetched here, where a failure is a sentence, not in a worker
+            font_files(family)
+    except ExportError as error:
+        print(error, file=sys.stderr)
+        return 2
     run.go(time.monotonic() + 60 * options.minutes, options.workers)
     return 0
 
@@ -62,7 +70,7 @@ class Run:
         return self.folder / f"{self.name}.pt"
 
     def start(self) -> None:
-        """Go on from the stage's own state, else from the stages before it."""
+        """Go on from the stage's own state, else from the stages before it: CheckpointError if one is missing."""
         if self.path.exists():
             state = torch.load(self.path, weights_only=True)
             self.networks.load_state_dict(state["modules"])
@@ -70,7 +78,10 @@ class Run:
             self.step, self.examples, self.seconds = state["step"], state["examples"], state["seconds"]
             return
         for before in self.stage.after:
-            weights = torch.load(self.folder / f"{before}.pt", weights_only=True)["modules"]
+            path = self.folder / f"{before}.pt"
+            if not path.exists():
+                raise CheckpointError(f"Stage {self.name} starts from {path}, which is missing; train {before} first.")
+            weights = torch.load(path, weights_only=True)["modules"]
             prefixes = PARTS.get(before, ("",))
             self.networks.load_state_dict({k: v for k, v in weights.items() if k.startswith(prefixes)}, strict=False)
         if not self.stage.after and "dense" in self.stage.losses:
