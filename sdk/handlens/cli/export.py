@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from handlens.cli.choices import KVChoice
 from handlens.cli.interrupt import interruptible
 from handlens.cli.outcome import answered, complain
 from handlens.cli.progress import duration, shown
 from handlens.cli.quiet import without_cpuinfo
-from handlens.cli.recipes import recipe_of
+from handlens.cli.recipes import (
+    BackendOption,
+    BitsOption,
+    ChunkOption,
+    ContextOption,
+    EmbeddingBitsOption,
+    GroupOption,
+    HeadBitsOption,
+    KVOption,
+    VisionBitsOption,
+    recipe_of,
+)
 from handlens.cli.units import count, size
 
 if TYPE_CHECKING:
@@ -29,24 +39,15 @@ def export(
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Bundle folder to write.", show_default=False)
     ],
-    backend: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Programs to make.", show_default="executorch,onnx")
-    ] = None,
-    bits: Annotated[int | None, typer.Option(help="Bits of the decoder's linears.", show_default="4")] = None,
-    group: Annotated[int | None, typer.Option(help="Weights that share a scale.", show_default="32")] = None,
-    head_bits: Annotated[int | None, typer.Option(help="Bits of the output head.", show_default="8")] = None,
-    vision_bits: Annotated[
-        int | None, typer.Option(help="Bits of vision encoder and projector.", show_default="8")
-    ] = None,
-    embedding_bits: Annotated[
-        int | None, typer.Option(help="Bits of the token embedding table, 8 or 32.", show_default="8")
-    ] = None,
-    kv: Annotated[KVChoice | None, typer.Option(help="Format of the key-value cache.", show_default="int8")] = None,
-    context: Annotated[
-        int | None,
-        typer.Option(help="Tokens of prompt and answer together.", show_default="2048, or less if trained for less"),
-    ] = None,
-    chunk: Annotated[int | None, typer.Option(help="Prompt tokens per decoder pass.", show_default="128")] = None,
+    backend: BackendOption = None,
+    bits: BitsOption = None,
+    group: GroupOption = None,
+    head_bits: HeadBitsOption = None,
+    vision_bits: VisionBitsOption = None,
+    embedding_bits: EmbeddingBitsOption = None,
+    kv: KVOption = None,
+    context: ContextOption = None,
+    chunk: ChunkOption = None,
     max_portable: Annotated[
         float | None,
         typer.Option(help="Share of a program's nodes left to slow kernels above which to fail.", show_default="0.5"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
@@ -10,6 +10,23 @@ from handlens.cli.choices import BackendChoice, KVChoice
 
 if TYPE_CHECKING:
     from handlens_export.recipe import Recipe
+
+BackendOption = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="Programs to make.", show_default="executorch,onnx")
+]
+BitsOption = Annotated[int | None, typer.Option(help="Bits of the decoder's linears.", show_default="4")]
+GroupOption = Annotated[int | None, typer.Option(help="Weights that share a scale.", show_default="32")]
+HeadBitsOption = Annotated[int | None, typer.Option(help="Bits of the output head.", show_default="8")]
+VisionBitsOption = Annotated[int | None, typer.Option(help="Bits of vision encoder and projector.", show_default="8")]
+EmbeddingBitsOption = Annotated[
+    int | None, typer.Option(help="Bits of the token embedding table, 8 or 32.", show_default="8")
+]
+KVOption = Annotated[KVChoice | None, typer.Option(help="Format of the key-value cache.", show_default="int8")]
+ContextOption = Annotated[
+    int | None,
+    typer.Option(help="Tokens of prompt and answer together.", show_default="2048, or less if trained for less"),
+]
+ChunkOption = Annotated[int | None, typer.Option(help="Prompt tokens per decoder pass.", show_default="128")]
 
 
 def recipe_of(
