@@ -115,6 +115,7 @@ def test_force_replaces_nothing_but_a_bundle(tmp_path, old, kind):
 def test_an_empty_folder_may_be_replaced(tmp_path):
     (tmp_path / "empty").mkdir()
     check_target(tmp_path / "empty", force=True)
+    assert names(tmp_path) == ["empty"]
 
 
 def test_checking_a_target_makes_nothing(tmp_path):

@@ -78,8 +78,9 @@ def test_biases_go_where_the_family_has_them() -> None:
 
 
 def test_sliding_window_that_no_layer_uses_is_no_reason_to_refuse() -> None:
-    read(QWEN2, use_sliding_window=False, sliding_window=16)
-    read(QWEN2, use_sliding_window=True, sliding_window=16, max_window_layers=2)
+    plain = read(QWEN2)
+    assert read(QWEN2, use_sliding_window=False, sliding_window=16) == plain
+    assert read(QWEN2, use_sliding_window=True, sliding_window=16, max_window_layers=2) == plain
 
 
 def test_published_smolvlm_config_is_read() -> None:
