@@ -12,7 +12,8 @@ from PIL import Image, ImageFont
 
 from handlens_export.reader import examples
 from handlens_export.reader.batches import Batches
-from handlens_export.reader.evaluation_set import groups, write
+from handlens_export.reader.evaluation_set import USUAL, groups, pages, write
+from handlens_export.reader.examples import TILE
 from handlens_export.reader.fonts import Family
 from handlens_export.reader.layouts import HELD_OUT
 from handlens_export.reader.model import Sizes
@@ -63,7 +64,7 @@ def test_the_same_seed_gives_the_same_set(tmp_path: Path) -> None:
 
 
 def test_training_draws_neither_held_out_fonts_nor_layouts(used: list[Family]) -> None:
-    seen, unseen_fonts, unseen_layouts = groups()
+    seen, unseen_fonts, unseen_layouts = (groups()[name] for name in USUAL)
     assert all(family.held_out for family in unseen_fonts.typefaces)
     assert set(unseen_layouts.layouts) == set(HELD_OUT)
     for stage in stages().values():
@@ -72,3 +73,11 @@ def test_training_draws_neither_held_out_fonts_nor_layouts(used: list[Family]) -
     assert used
     assert not any(family.held_out for family in used)
     assert {family.name for family in used} <= {family.name for family in seen.typefaces}
+
+
+def test_the_small_text_group_has_only_pages_that_one_tile_cannot_show() -> None:
+    found = list(pages(groups()["small-text"], each=1, seed=0))
+    assert found
+    for made in found:
+        assert made.small
+        assert max(made.picture.size) > 2 * TILE

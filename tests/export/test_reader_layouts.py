@@ -50,7 +50,7 @@ def test_pages_hold_what_they_record(name: str, fonts: tuple[Path, ...]) -> None
             assert (field.value, field.colour) in written
             assert all(part in {text.removesuffix(":") for text, _ in written} for part in field.name.split(" of ", 1))
         assert all(" " <= character <= "~" for line in lines for character in line.text)
-    assert texts >= (12 if name == "shapes" else 29)
+    assert texts >= (12 if name == "shapes" else 24)  # the smallest of these sizes have no room for some
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
@@ -76,7 +76,7 @@ def test_strings_can_be_few(fonts: tuple[Path, ...]) -> None:
 
 
 def test_small_text_is_marked_small(fonts: tuple[Path, ...]) -> None:
-    assert all(_scene("table", seed, (900, 900), fonts).small for seed in range(4))
+    assert all(_scene("table", seed, (1200, 900), fonts).small for seed in range(4))
     assert not any(_scene("table", seed, (224, 224), fonts).small for seed in range(4))
 
 

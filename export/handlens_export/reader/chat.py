@@ -109,6 +109,5 @@ PHRASES: tuple[str, ...] = (
     *(question for questions, _ in _FIXED for question in questions),
     *(answer for _, answer in _FIXED),
     *(*_CAPITAL, *_COUNTRY, *_OPPOSITE, *_SUM, *_AFTER, *_BEFORE, *_REPEAT, *_SPELL),
-    *(*_CAPITALS, *_CAPITALS.values(), *_OPPOSITES, *_OPPOSITES.values(), *_DAYS, *_MONTHS),
 )
-"""Every fixed piece of this language, for the tokenizer's merges."""
+"""The fixed sentences of this language, whose words are tokens."""

@@ -1,9 +1,10 @@
 """Pages that no training run has drawn, with questions, as a set that `handlens eval` takes.
 
-    python -m handlens_export.reader.evaluation_set -o FOLDER [--each 1000] [--seed 0]
+    python -m handlens_export.reader.evaluation_set -o FOLDER [--each 1000] [--seed 0] [--grids few] [--group NAME]
 
 FOLDER/questions.jsonl and FOLDER/pages/. Its groups: `seen`, the fonts and layouts of training; `unseen-fonts`, the
-families held out of training; `unseen-layouts`, layouts held out, in fonts of training.
+families held out of training; `unseen-layouts`, layouts held out, in fonts of training. A fourth is written only where
+it is named: `small-text`, pages as in `seen` whose text is too small to read once they are resized to one tile.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -24,9 +25,13 @@ from handlens_export.reader.fonts import Family, families
 from handlens_export.reader.layouts import HELD_OUT
 from handlens_export.reader.questions import KINDS
 from handlens_export.reader.scene import Kind, Turn
-from handlens_export.reader.stages import MANY, TRAINED
+from handlens_export.reader.stages import FEW, MANY, TRAINED
 
 QUESTIONS_OF_A_PAGE = 6
+QUALITY = 95
+"""Of the pages' JPEG."""
+GRIDS = {"many": MANY, "few": FEW}
+"""Sizes of pages, in tiles."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +41,25 @@ class Group:
     name: str
     layouts: Sequence[str]
     typefaces: Sequence[Family]
+    small: bool = False
+    """Only pages whose text is too small for one tile."""
 
 
-def groups() -> tuple[Group, ...]:
-    """All of them."""
+def groups() -> dict[str, Group]:
+    """All of them by name."""
     trained = families(held_out=False)
-    return (
-        Group("seen", TRAINED, trained),
-        Group("unseen-fonts", TRAINED, families(held_out=True)),
-        Group("unseen-layouts", HELD_OUT, trained),
-    )
+    return {
+        group.name: group
+        for group in (
+            Group("seen", TRAINED, trained),
+            Group("unseen-fonts", TRAINED, families(held_out=True)),
+            Group("unseen-layouts", HELD_OUT, trained),
+            Group("small-text", TRAINED, trained, small=True),
+        )
+    }
+
+
+USUAL = ("seen", "unseen-fonts", "unseen-layouts")
 
 
 def pages(group: Group, each: int, seed: int, grids: Sequence[tuple[int, int]] = MANY) -> Iterator[Example]:
@@ -64,10 +78,11 @@ def pages(group: Group, each: int, seed: int, grids: Sequence[tuple[int, int]] =
         random = Random(f"evaluation {seed} {group.name} {number}")
         number += 1
         made = example(random, group.layouts, group.typefaces, random.choice(grids), QUESTIONS_OF_A_PAGE, kinds=wanted)
-        kept = tuple(turn for turn in made.turns if _counted(asked, turn, each))
+        fits = made.small or not group.small
+        kept = tuple(turn for turn in made.turns if fits and _counted(asked, turn, each))
         barren = 0 if kept else barren + 1
         if kept:
-            yield Example(made.picture, made.page, made.where, made.layout, made.family, kept)
+            yield replace(made, turns=kept)
 
 
 def _counted(asked: Counter[Kind], turn: Turn, each: int) -> bool:
@@ -77,17 +92,20 @@ def _counted(asked: Counter[Kind], turn: Turn, each: int) -> bool:
     return True
 
 
-def write(folder: Path, each: int, seed: int) -> None:
-    """The whole set: pictures as PNG, the questions of one picture one after another."""
+def write(
+    folder: Path, each: int, seed: int, grids: Sequence[tuple[int, int]] = MANY, names: Sequence[str] = USUAL
+) -> None:
+    """A whole set: pages as JPEG, the questions of one one after another; chat goes with `seen`."""
     (folder / "pages").mkdir(parents=True, exist_ok=True)
     with (folder / "questions.jsonl").open("w") as file:
-        for group in groups():
-            for number, made in enumerate(pages(group, each, seed)):
-                name = f"pages/{group.name}-{number:05d}.png"
-                made.picture.save(folder / name)
+        for group in (groups()[name] for name in names):
+            for number, made in enumerate(pages(group, each, seed, grids)):
+                name = f"pages/{group.name}-{number:05d}.jpg"
+                made.picture.save(folder / name, quality=QUALITY, subsampling=0)
                 file.writelines(_line(name, turn, group.name) for turn in made.turns)
-        said = dict.fromkeys(turn for turn in chat(Random(f"evaluation {seed} chat"), each))
-        file.writelines(_line(None, turn, "seen") for turn in said)
+        if "seen" in names:
+            said = dict.fromkeys(turn for turn in chat(Random(f"evaluation {seed} chat"), each))
+            file.writelines(_line(None, turn, "seen") for turn in said)
 
 
 def _line(image: str | None, turn: Turn, group: str) -> str:
@@ -101,12 +119,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--each", type=int, default=1000, help="questions of each kind in each group")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--grids", choices=tuple(GRIDS), default="many", help="pages of one or two tiles, or up to 16")
+    parser.add_argument("--group", choices=tuple(groups()), help="this one alone")
     options = parser.parse_args(arguments)
     if options.folder.exists():
         print(f"{options.folder} exists already; choose another folder.", file=sys.stderr)
         return 2
     try:
-        write(options.folder, options.each, options.seed)
+        write(
+            options.folder,
+            options.each,
+            options.seed,
+            GRIDS[options.grids],
+            (options.group,) if options.group else USUAL,
+        )
     except ExportError as error:
         print(error, file=sys.stderr)
         return 2

@@ -31,6 +31,8 @@ class Example:
     family: str
     """Of its fonts."""
     turns: tuple[Turn, ...]
+    small: bool
+    """As `Scene.small`."""
 
 
 def example(
@@ -52,7 +54,8 @@ def example(
     style = drawn_style(random, upright(family))
     scene = LAYOUTS[layout](random, style, width, height)
     picture, where = photograph(scene.page.image, random) if photographed else (scene.page.image, SAME)
-    return Example(picture, scene.page, where, layout, family.name, turns(scene, random, questions, kinds))
+    asked = turns(scene, random, questions, kinds)
+    return Example(picture, scene.page, where, layout, family.name, asked, scene.small)
 
 
 def upright(family: Family) -> tuple[Path, ...]:

@@ -29,6 +29,7 @@ _IS_THERE, _IS_FIELD, _IS, _WRITTEN = (
 )
 _NUMBERED, _STARTING = "Read line {}.", "Read the line that starts with {}."
 _ALL = ("Read the text.", "What is written here?")
+_EVERYTHING = "Read everything."
 _HIGHEST, _LOWEST = ("Which bar is the highest?", "Which bar is the lowest?")
 _LONGEST, _SHORTEST = ("Which bar is the longest?", "Which bar is the shortest?")
 
@@ -38,28 +39,29 @@ PHRASES: tuple[str, ...] = (
     *(f" {colour}" for colour in COLOURS),
     *(f" {kind}" for kind in (*FIGURES, "bar")),
     *("circles", "squares", "triangles", "stars", "crosses", "rings", "bars", "shapes", "fields", "rows of text"),
-    *("the text", "a red circle", "an orange star", "yes", "no", ", ", " of ", " bar"),
+    *(_EVERYTHING, "the text", "a red circle", "an orange star", "yes", "no", ", ", " of ", " bar"),
 )
 """Every fixed piece of the questions' and answers' language, none of a page's content."""
 
-_LONGEST_ANSWER, _LONGEST_LIST, _LONGEST_NAME, _MOST, _LAST_NUMBER = 40, 80, 28, 12, 10
+_MOST_LETTERS: dict[Kind, int] = {"fields": 80, "page": 120}
+_LONGEST_ANSWER, _LONGEST_NAME, _MOST, _LAST_NUMBER = 40, 28, 12, 10
 _WEIGHTS: dict[Kind, float] = {
     **{"field": 0.3, "transcribe": 0.2, "place": 0.16, "yes-no": 0.12, "colour": 0.08, "count": 0.08, "fields": 0.06}
 }
 KINDS: tuple[Kind, ...] = tuple(_WEIGHTS)
-"""Those that are asked about a page; `chat` is not."""
+"""Those whose accuracy is reported for pages; `chat` has none, and `page` is for training."""
 
 
 def turns(scene: Scene, random: Random, count: int, kinds: Sequence[Kind] = KINDS) -> tuple[Turn, ...]:
     """Up to `count` different questions of the kinds that the scene allows: fewer where it says too little."""
     facts, asked = Facts.of(scene), dict[str, Turn]()
-    weights = [_WEIGHTS[kind] for kind in kinds]
+    weights = [_WEIGHTS.get(kind, 0.2) for kind in kinds]
     for _ in range(count * 6):
         if len(asked) == count:
             break
         kind = random.choices(kinds, weights)[0]
         drawn = _MAKERS[kind](facts, random)
-        if not drawn or len(drawn[1]) > (_LONGEST_LIST if kind == "fields" else _LONGEST_ANSWER):
+        if not drawn or len(drawn[1]) > _MOST_LETTERS.get(kind, _LONGEST_ANSWER):
             continue
         if kind != "yes-no" or _keeps_balance(drawn[1], [turn.answer for turn in asked.values() if turn.kind == kind]):
             asked.setdefault(drawn[0], Turn(kind, *drawn))
@@ -234,6 +236,10 @@ def _transcribe(facts: Facts, random: Random) -> Drawn:
     return (_STARTING.format(start), row.text) if alone and start != row.text and len(start) <= _LONGEST_NAME else None
 
 
+def _page(facts: Facts, random: Random) -> Drawn:
+    return (_EVERYTHING, "\n".join(row.text for row in facts.rows)) if facts.rows else None
+
+
 def _nameable(facts: Facts, random: Random) -> Line | None:
     """A run of text that a question can call by its text."""
     runs = [run for run in facts.scene.page.lines if len(run.text) <= _LONGEST_NAME and facts.is_unique(run)]
@@ -257,4 +263,5 @@ _MAKERS: dict[Kind, Callable[[Facts, Random], Drawn]] = {
     "colour": _colour,
     "yes-no": _yes_no,
     "transcribe": _transcribe,
+    "page": _page,
 }

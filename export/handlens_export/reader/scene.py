@@ -7,8 +7,8 @@ from typing import Literal
 
 from handlens_export.reader.page import Colour, Page
 
-Kind = Literal["field", "place", "fields", "count", "colour", "yes-no", "transcribe", "chat"]
-"""Of a question: accuracy is reported for each."""
+Kind = Literal["field", "place", "fields", "count", "colour", "yes-no", "transcribe", "chat", "page"]
+"""Of a question. `page`, all of a page's text, is for training: hundreds of characters to copy from one picture."""
 
 
 @dataclass(frozen=True)

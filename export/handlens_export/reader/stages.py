@@ -8,6 +8,7 @@ from handlens_export.reader.batches import Mix
 from handlens_export.reader.examples import trained_fonts
 from handlens_export.reader.layouts import HELD_OUT, LAYOUTS
 from handlens_export.reader.losses import Loss
+from handlens_export.reader.questions import KINDS
 
 ONE: tuple[tuple[int, int], ...] = ((1, 1),)
 FEW: tuple[tuple[int, int], ...] = ((1, 1), (1, 1), (2, 1), (1, 2))
@@ -47,7 +48,7 @@ def stages() -> dict[str, Stage]:
             learning_rate=3e-3,
         ),
         "language": Stage(
-            Mix("language", plain, fonts, (*ONE * 4, *FEW), tiles=16, questions=8, chat=0.05, pictures=False),
+            Mix("language", plain, fonts, (*ONE * 4, *FEW), 16, 8, 0.05, (*KINDS, "page"), pictures=False),
             {"language": 1.0},
             steps=12_000,
             learning_rate=3e-3,

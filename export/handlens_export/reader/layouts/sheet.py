@@ -55,7 +55,7 @@ class Sheet:
     @classmethod
     def blank(cls, style: Style, width: int, height: int) -> Sheet:
         """A page of the style's background, `width` by `height` pixels."""
-        size = min(style.size, max(9, min(width // 10, height // 6)))
+        size = min(style.size, max(12, min(width // 8, height // 5)))
         return cls(style, Page.blank(width, height, style.background), size)
 
     @property
@@ -69,9 +69,9 @@ class Sheet:
         return self.page.image.height
 
     def look(self, scale: float = 1.0, strong: bool = False, ink: Ink | None = None) -> Look:
-        """The style's font at a multiple of the page's text size, never under 12 pixels."""
+        """The style's font at a multiple of the page's text size, never under 14 pixels."""
         font = self.style.strong if strong else self.style.regular
-        return Look(font, max(12, round(self.size * scale)), ink or self.style.ink)
+        return Look(font, max(14, round(self.size * scale)), ink or self.style.ink)
 
     def put(self, text: str, left: float, top: float, look: Look, within: tuple[float, float] | None = None) -> bool:
         """Write a run of text if it stays between the x of `within` and on the page; whether it was written.

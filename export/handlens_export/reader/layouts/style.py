@@ -76,7 +76,7 @@ def drawn_style(random: Random, fonts: Sequence[Path]) -> Style:
     return Style(
         regular=random.choice(fonts),
         strong=random.choice(fonts),
-        size=random.randint(15, 20) if random.random() < 0.75 else random.randint(13, 28),
+        size=random.randint(18, 24) if random.random() < 0.75 else random.randint(16, 32),
         background=background,
         ink=ink,
         accent=readable(random, background, without=ink.colour),
