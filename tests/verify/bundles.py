@@ -53,7 +53,7 @@ def smollm2_checkpoint() -> Path:
 
 def smollm2(group: int) -> Path:
     """SmolLM2-135M-Instruct, both backends, 4 bits in groups of `group`."""
-    return _exported(smollm2_checkpoint(), f"smollm2-{group}", Recipe(group=group))
+    return exported(smollm2_checkpoint(), f"smollm2-{group}", Recipe(group=group))
 
 
 def nano_checkpoint() -> Path:
@@ -67,10 +67,11 @@ def nano_checkpoint() -> Path:
 
 def nano() -> Path:
     """bluelm-v-nano, both backends."""
-    return _exported(nano_checkpoint(), "nano", Recipe())
+    return exported(nano_checkpoint(), "nano", Recipe())
 
 
-def _exported(source: Path, name: str, recipe: Recipe) -> Path:
+def exported(source: Path, name: str, recipe: Recipe) -> Path:
+    """A bundle, exported unless it is there already."""
     folder = _made_by_this_exporter() / name
     if not folder.exists():
         pipeline.export(source, folder, recipe, progress=_tell(name))

@@ -38,9 +38,10 @@ TOPICS = (
     "base_install",
     "determinism",
     "resume",
+    "reader",
 )
 """In the order of the issue: each a file here, whose CASES are its lines."""
-SHARED = ("bundles.py", "logits.py", "outcome.py", "passages.py")
+SHARED = ("bundles.py", "logits.py", "outcome.py", "passages.py", "reading.py")
 
 
 def main() -> int:

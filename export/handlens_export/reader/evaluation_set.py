@@ -3,8 +3,9 @@
     python -m handlens_export.reader.evaluation_set -o FOLDER [--each 1000] [--seed 0] [--grids few] [--group NAME]
 
 FOLDER/questions.jsonl and FOLDER/pages/. Its groups: `seen`, the fonts and layouts of training; `unseen-fonts`, the
-families held out of training; `unseen-layouts`, layouts held out, in fonts of training. A fourth is written only where
-it is named: `small-text`, pages as in `seen` whose text is too small to read once they are resized to one tile.
+families held out of training; `unseen-layouts`, layouts held out, in fonts of training. Two more are written only
+where they are named: `small-text`, pages as in `seen` whose text is too small to read once they are resized to one
+tile; `unseen-both`, layouts and fonts held out.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def groups() -> dict[str, Group]:
             Group("unseen-fonts", TRAINED, families(held_out=True)),
             Group("unseen-layouts", HELD_OUT, trained),
             Group("small-text", TRAINED, trained, small=True),
+            Group("unseen-both", HELD_OUT, families(held_out=True)),
         )
     }
 

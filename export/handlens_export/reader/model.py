@@ -19,6 +19,10 @@ from handlens_export.reader.labels import CHARACTER_CLASSES, COLOUR_CLASSES, SHA
 from handlens_export.reader.tokenizer import VOCABULARY
 
 
+ATTENTION = "eager"
+"""A step takes a fifth less time on a CPU than with torch's fused kernel, whose backward pass is slow there."""
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Of the reader."""
@@ -147,6 +151,7 @@ def vision_config(sizes: Sizes) -> SiglipVisionConfig:
         image_size=sizes.tile,
         patch_size=sizes.patch,
         vision_use_head=False,
+        attn_implementation=ATTENTION,
     )
 
 
@@ -165,4 +170,5 @@ def text_config(sizes: Sizes) -> LlamaConfig:
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=0,
+        attn_implementation=ATTENTION,
     )
