@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from random import Random
 
@@ -80,6 +80,11 @@ class Batch:
     """(examples, t) int64: the token after each position where it belongs to an answer, else -1."""
     kinds: tuple[tuple[str, ...], ...]
     """Of each example's turns."""
+
+    def to(self, device: torch.device) -> Batch:
+        """The same on another device."""
+        tensors = ("tiles", "characters", "shapes", "colours", "ids", "places", "targets")
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
 
 
 class Batches(Dataset[Batch]):

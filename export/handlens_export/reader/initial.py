@@ -32,7 +32,7 @@ def begin(reader: Reader, tiles: Tensor) -> None:
         rows = attention.q_proj.weight.shape[0] // attention.num_heads
         for head in range(attention.num_heads):
             at = slice(head * rows, (head + 1) * rows)
-            shared = torch.linalg.qr(torch.randn(table.shape[1], rows)).Q.T * LIKENESS
+            shared = torch.linalg.qr(torch.randn(table.shape[1], rows)).Q.T.to(table.device) * LIKENESS
             attention.q_proj.weight[at] = shared + 0.02 * torch.randn_like(shared)
             attention.k_proj.weight[at] = shared + 0.02 * torch.randn_like(shared)
 

@@ -18,7 +18,6 @@ from handlens_export.network.projector import merge_patches
 from handlens_export.reader.labels import CHARACTER_CLASSES, COLOUR_CLASSES, SHAPE_CLASSES, SLOTS
 from handlens_export.reader.tokenizer import VOCABULARY
 
-
 ATTENTION = "eager"
 """A step takes a fifth less time on a CPU than with torch's fused kernel, whose backward pass is slow there."""
 

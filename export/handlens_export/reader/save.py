@@ -55,7 +55,7 @@ def save(reader: Reader, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(tokenizer.to_str(), "utf-8")
     (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE, "utf-8")
     weights = {
-        name: weight.detach().to(torch.bfloat16).contiguous()
+        name: weight.detach().to("cpu", torch.bfloat16).contiguous()
         for name, weight in reader.state_dict().items()
         if name != TIED
     }
@@ -94,7 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{options.state} is not there; give the .pt of a stage of training.", file=sys.stderr)
         return 2
     networks = Networks(Sizes())
-    networks.load_state_dict(torch.load(options.state, weights_only=True)["modules"])
+    networks.load_state_dict(torch.load(options.state, map_location="cpu", weights_only=True)["modules"])
     save(networks.reader, options.folder)
     return 0
 

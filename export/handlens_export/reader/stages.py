@@ -62,7 +62,7 @@ def stages() -> dict[str, Stage]:
             after=("language", "dense"),
         ),
         "joint": Stage(
-            Mix("joint", TRAINED, fonts, MANY, tiles=20, questions=6, chat=0.05),
+            Mix("joint", TRAINED, fonts, (*FEW * 3, *MANY), tiles=24, questions=8, chat=0.05),
             {"dense": 0.2, "rows": 0.05, "answers": 1.0},
             steps=30_000,
             learning_rate=1e-3,

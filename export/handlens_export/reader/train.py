@@ -1,8 +1,9 @@
 """Train the reader, stage by stage, on however slow a machine: it goes on from its last checkpoint.
 
-    python -m handlens_export.reader.train dense -o FOLDER [--threads 1] [--minutes 60]
+    python -m handlens_export.reader.train dense -o FOLDER [--threads 1] [--workers 1] [--minutes 60]
 
-In FOLDER: `<stage>.pt`, the state to go on from, and `<stage>.jsonl`, the log.
+In FOLDER: `<stage>.pt`, the state to go on from, and `<stage>.jsonl`, the log. A CUDA device is used where there is
+one; then the processes that draw are what limits it, so give it as many --workers as there are cores.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class Run:
 
     def __init__(self, name: str, stage: Stage, networks: Networks, folder: Path) -> None:
         self.name, self.stage, self.networks, self.folder = name, stage, networks, folder
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        networks.to(self.device)
         self.optimizer = Optimizer(networks)
         self.step = 0
         self.examples = 0
@@ -72,7 +75,7 @@ class Run:
     def start(self) -> None:
         """Go on from the stage's own state, else from the stages before it: CheckpointError if one is missing."""
         if self.path.exists():
-            state = torch.load(self.path, weights_only=True)
+            state = torch.load(self.path, map_location=self.device, weights_only=True)
             self.networks.load_state_dict(state["modules"])
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.examples, self.seconds = state["step"], state["examples"], state["seconds"]
@@ -81,12 +84,12 @@ class Run:
             path = self.folder / f"{before}.pt"
             if not path.exists():
                 raise CheckpointError(f"Stage {self.name} starts from {path}, which is missing; train {before} first.")
-            weights = torch.load(path, weights_only=True)["modules"]
+            weights = torch.load(path, map_location=self.device, weights_only=True)["modules"]
             prefixes = PARTS.get(before, ("",))
             self.networks.load_state_dict({k: v for k, v in weights.items() if k.startswith(prefixes)}, strict=False)
         if not self.stage.after and "dense" in self.stage.losses:
             unused = from_step(self.stage.mix, self.networks.sizes, self.stage.steps, self.stage.steps + 8, workers=0)
-            begin(self.networks.reader, torch.cat([batch.tiles for batch in unused]))
+            begin(self.networks.reader, torch.cat([batch.tiles for batch in unused]).to(self.device))
 
     def save(self) -> None:
         """Whole or not at all."""
@@ -119,9 +122,11 @@ class Run:
         self.save()
 
     def _one(self, batch: Batch) -> dict[str, float]:
-        with torch.autocast("cpu", torch.bfloat16):
-            parts, told = losses_of(self.stage.losses, self.networks, batch)
-        loss: Tensor = sum((self.stage.losses[name] * part for name, part in parts.items()), torch.zeros(()))
+        with torch.autocast(self.device.type, torch.bfloat16):
+            parts, told = losses_of(self.stage.losses, self.networks, batch.to(self.device))
+        loss: Tensor = sum(
+            (self.stage.losses[name] * part for name, part in parts.items()), torch.zeros((), device=self.device)
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         norm = self.optimizer.step(self._rate())
         self.step += 1
