@@ -4,6 +4,7 @@
 #   make test      set up, run the tests
 #   make check     ruff, ruff format, mypy
 #   make format    let ruff mend what it can
+#   make bench     set up, compile llama.cpp, measure SmolLM2-135M in turns with it; BENCH=BUNDLE measures another
 #   make verify    the long checks: resumable, one JSON line each
 #   make clean     remove the virtual environment and caches of tools
 #
@@ -28,7 +29,7 @@ EXPORTER := $(wildcard export/handlens_export/*.py export/handlens_export/*/*.py
 PHOTOGRAPH = $(firstword $(sort $(wildcard assets/photographs/*.jpg assets/photographs/*.png)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format verify clean
+.PHONY: help setup demo test bench check format verify clean
 
 help:
 	@sed -n 's/^#   \(make .*\)/\1/p' Makefile
@@ -64,6 +65,19 @@ $(DEMO)/nano/manifest.json: $(EXPORTER) | $(STAMP)
 test: $(STAMP)
 	@$(PY) -m handlens_export.materials smollm2
 	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(PY) -m pytest -n $(JOBS) --dist loadfile $(TESTS)
+
+# Compiling takes some minutes, once. SmolLM2 for both backends, with room for the deepest test: 2,048 and 16 tokens.
+BENCH ?= $(HANDLENS_CACHE)/bench/smollm2
+bench: $(VENV)/.bench $(if $(filter $(HANDLENS_CACHE)/bench/smollm2,$(BENCH)),$(HANDLENS_CACHE)/bench/smollm2/manifest.json)
+	@$(HANDLENS) bench "$(BENCH)" --vs llama.cpp
+
+$(VENV)/.bench: $(STAMP)
+	$(PY) -m pip install --quiet -e ".[bench]"
+	@touch $@
+
+$(HANDLENS_CACHE)/bench/smollm2/manifest.json: $(EXPORTER) | $(STAMP)
+	@gguf="$$($(PY) -m handlens_export.materials smollm2)" && \
+	$(HANDLENS) export "$$gguf" -o "$(HANDLENS_CACHE)/bench/smollm2" --context 2064 --force
 
 check: $(STAMP)
 	$(VENV)/bin/ruff check .

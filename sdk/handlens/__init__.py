@@ -15,13 +15,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from handlens._api import calibrate, check, evaluate, export, init, load, perplexity, plan
+from handlens._api import bench, calibrate, check, evaluate, export, init, load, perplexity, plan
 
 if TYPE_CHECKING:
     from handlens_export.check import Report
     from handlens_export.errors import CheckpointError, ExportError, GateError, TargetError, UnsupportedError
     from handlens_export.forecast import Device, Forecast
     from handlens_export.recipe import Recipe
+    from handlens_runtime.bench import Benchmark, Workload
     from handlens_runtime.bundle import Bundle
     from handlens_runtime.chat import Message
     from handlens_runtime.engine import Engine, Token
@@ -45,6 +46,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "BackendError": "handlens_runtime.errors",
+    "Benchmark": "handlens_runtime.bench",
     "Bundle": "handlens_runtime.bundle",
     "BundleError": "handlens_runtime.errors",
     "BusyError": "handlens_runtime.errors",
@@ -71,11 +73,13 @@ _HOME = {
     "TargetError": "handlens_export.errors",
     "Token": "handlens_runtime.engine",
     "UnsupportedError": "handlens_export.errors",
+    "Workload": "handlens_runtime.bench",
 }
 """Where each lazily imported name lives."""
 
 __all__ = [
     "BackendError",
+    "Benchmark",
     "Bundle",
     "BundleError",
     "BusyError",
@@ -102,7 +106,9 @@ __all__ = [
     "TargetError",
     "Token",
     "UnsupportedError",
+    "Workload",
     "__version__",
+    "bench",
     "calibrate",
     "check",
     "evaluate",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from handlens_export.check import Report
     from handlens_export.forecast import Device, Forecast
     from handlens_export.recipe import Recipe
+    from handlens_runtime.bench import Benchmark, Workload
     from handlens_runtime.bundle import Bundle
     from handlens_runtime.engine import Engine
     from handlens_runtime.evaluation import Evaluation, Perplexity
@@ -244,6 +245,28 @@ def perplexity(
     if window < 2:
         raise OptionError(f"window is {window}; choose at least 2 tokens.")
     return measure(steady_engine(bundle, backend), Path(text), window=window, limit=limit, progress=progress)
+
+
+def bench(
+    bundle: StrPath | Bundle,
+    *,
+    backend: BackendName | None = None,
+    vs: Literal["llama.cpp"] | None = None,
+    workload: Workload | None = None,
+    threads: int | None = None,
+    progress: Progress | None = None,
+) -> Benchmark:
+    """Measure how fast a bundle runs on this machine; other work makes it look slower.
+
+    `vs`: take turns with llama.cpp on a GGUF file of the same shape with random weights, kept in the cache folder;
+    needs the extra `bench`. `workload`: prompt lengths, depths of the cache and rounds. Each program runs in a process
+    of its own, with `threads` threads. Raises BundleError, BackendError, OptionError.
+    """
+    from handlens_runtime.bench import bench
+    from handlens_runtime.bundle import Bundle
+
+    loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(Path(bundle))
+    return bench(loaded, backend, vs=vs, workload=workload, threads=threads, progress=progress)
 
 
 def steady_engine(bundle: StrPath | Bundle, backend: BackendName | None) -> Engine:

@@ -102,7 +102,7 @@ def test_without_the_workstation_the_sentence_names_the_extra(monkeypatch: pytes
 
 
 def test_public_functions_are_typed() -> None:
-    for name in ("calibrate", "check", "evaluate", "export", "init", "load", "perplexity", "plan"):
+    for name in ("bench", "calibrate", "check", "evaluate", "export", "init", "load", "perplexity", "plan"):
         function = getattr(handlens, name)
         assert set(inspect.signature(function).parameters) | {"return"} == set(function.__annotations__)
     assert get_type_hints(Options)["max_tokens"] is int

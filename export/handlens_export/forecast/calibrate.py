@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 
 import numpy as np
 import onnxruntime as ort
-import torch
 from onnx import TensorProto, helper
 
 from handlens_export.forecast.device import DESKTOP, Device
+from handlens_runtime.bench.bandwidth import READ_BYTES, Bandwidth, best
 
 EFFICIENCY = 0.85
 """Share of the measured rates that a whole network reaches: ExecuTorch decoded 2.5B parameters at 25 to 28 of 30 GB/s
 on two cores (README.md). The rates here are measured, not a data sheet's, so that it is far above a phone's."""
-READ_BYTES = 512_000_000
-"""More than any cache holds."""
 PRODUCT = (128, 2560, 6912)
 """Rows, columns, outputs: a chunk of a prompt through a linear of BlueLM-V-3B's feed-forward."""
 SECONDS = 1.0
@@ -30,7 +27,7 @@ def calibrate(
     """Measure read bandwidth and int8 products, on all cores that this process may use. Takes `seconds` for each."""
     return Device(
         name=DESKTOP,
-        bandwidth=read_bandwidth(read_bytes, seconds),
+        bandwidth=Bandwidth(cores(), read_bytes).measure(seconds),
         int8=product_rate(product, seconds),
         memory=os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
         efficiency=EFFICIENCY,
@@ -43,31 +40,12 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def read_bandwidth(count: int, seconds: float) -> float:
-    """Bytes a second of summing `count` bytes once."""
-    numbers = torch.ones(count // 4)
-    return 4 * numbers.numel() / _best(lambda: numbers.sum(), seconds)
-
-
 def product_rate(product: tuple[int, int, int], seconds: float) -> float:
     """Operations a second of one MatMulNBits of 8 bits, activations rounded to int8."""
     rows, columns, outputs = product
     session = _linear(columns, outputs)
     given = {"x": np.ones((rows, columns), np.float32)}
-    return 2 * rows * columns * outputs / _best(lambda: session.run(None, given), seconds)
-
-
-def _best(run: Callable[[], object], seconds: float) -> float:
-    """Seconds of the quickest of repeated runs."""
-    run()
-    end, best = time.perf_counter() + seconds, float("inf")
-    while True:
-        began = time.perf_counter()
-        run()
-        now = time.perf_counter()
-        best = min(best, now - began)
-        if now >= end:
-            return best
+    return 2 * rows * columns * outputs / best(lambda: session.run(None, given), seconds)
 
 
 def _linear(columns: int, outputs: int, block: int = 128) -> ort.InferenceSession:

@@ -17,8 +17,11 @@ _INSTALL: dict[str, str] = {"executorch": 'pip install "handlens[export]"', "onn
 """What brings each backend's package; onnxruntime is in the base install."""
 
 
-class _Module(Protocol):
-    def load(self, bundle: Bundle) -> Backend: ...
+class Module(Protocol):
+    """A file of this folder."""
+
+    def load(self, bundle: Bundle) -> Backend:
+        """The backend with the bundle's programs."""
 
 
 def load(bundle: Bundle, name: str | None = None) -> Backend:
@@ -27,15 +30,26 @@ def load(bundle: Bundle, name: str | None = None) -> Backend:
     The choice is executorch where the bundle has it and it is installed: on CPUs the .pte decodes about twice as fast
     as ONNX Runtime. Else onnx, which the base install brings. Raises BackendError.
     """
+    return find(bundle, chosen(bundle, name)).load(bundle)
+
+
+def chosen(bundle: Bundle, name: str | None = None) -> BackendName:
+    """The backend that `load` takes. Raises BackendError where the bundle has no program for it."""
     name = name or _choose(bundle)
     have = ", ".join(bundle.manifest.backends)
     if name not in bundle.manifest.backends:
         raise BackendError(f"{bundle.path} has no {name} program; choose one that it has: {have}.")
+    return cast(BackendName, name)
+
+
+def find(bundle: Bundle, name: BackendName) -> Module:
+    """The module of a backend, imported; no program is loaded yet. Raises BackendError where its package is missing."""
+    have = ", ".join(bundle.manifest.backends)
     module_name = f"{__name__}.{name}"
     if importlib.util.find_spec(module_name) is None:
         raise BackendError(f"This HandLens has no backend {name}; choose another of the bundle's: {have}.")
     try:
-        module = cast(_Module, importlib.import_module(module_name))
+        return cast(Module, importlib.import_module(module_name))
     except ModuleNotFoundError as error:
         raise BackendError(
             f"The {name} backend needs a package that is missing ({error}); run {_INSTALL[name]}."
@@ -45,7 +59,6 @@ def load(bundle: Bundle, name: str | None = None) -> Backend:
             f"A package of the {name} backend is installed but does not load ({error}); "
             f"install it anew in a fresh environment with {_INSTALL[name]}."
         ) from error
-    return module.load(bundle)
 
 
 def installed(bundle: Bundle) -> tuple[BackendName, ...]:

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from handlens import __version__
+from handlens.cli.bench import bench
 from handlens.cli.cache import cache
 from handlens.cli.check import check
 from handlens.cli.evaluate import evaluate
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (init, plan, export, run, inspect, check, cache):
+for verb in (init, plan, export, run, inspect, check, bench, cache):
     app.command(cls=Verb)(verb)
 app.command("eval", cls=Verb)(evaluate)  # `eval` is Python's own word
 

@@ -7,4 +7,5 @@ from typing import Literal
 BackendChoice = Literal["executorch", "onnx"]
 CacheChoice = Literal["show", "clear"]
 KVChoice = Literal["int8", "float"]
+PeerChoice = Literal["llama.cpp"]
 PresetChoice = Literal["bluelm-v-nano", "bluelm-v-3b"]
