@@ -11,9 +11,10 @@ import pytest
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _no_stage_cache() -> Iterator[None]:
+def _no_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Nothing of this machine's earlier exports is seen, and nothing is left there; tests of the cache turn it on."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HANDLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("HANDLENS_CACHE_BYTES", "0")
         yield
 

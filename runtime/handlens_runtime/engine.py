@@ -70,6 +70,8 @@ class Engine:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, verify)
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER))
         self.backend = backends.load(self.bundle, backend) if backend is None or isinstance(backend, str) else backend
+        self.warnings = self.backend.warnings
+        """What makes it slower than it could be on this machine, one sentence each."""
         self.stats = Stats()
         """Numbers of the latest run, live while it runs."""
         manifest = self.bundle.manifest

@@ -20,6 +20,7 @@ LARGE = 64 * 1024 * 1024
 """Bytes from which a verdict is worth remembering; a smaller file is hashed in a blink."""
 SETTLED_SECONDS = 2.0
 _MOST_ENTRIES = 512
+CACHE_VARIABLE = "HANDLENS_CACHE"
 _STORE = "verified-files.json"
 
 
@@ -46,9 +47,19 @@ def matches(path: Path, sha256: str) -> bool:
     return True
 
 
+def remember_own(path: Path, sha256: str) -> None:
+    """Remember the hash of a large file that this process has written to disk, hashed and given its name.
+
+    Its times may be young: nobody else writes to it.
+    """
+    stat = path.stat()
+    if stat.st_size >= LARGE:
+        _remember(_identity(path, stat), sha256)
+
+
 def cache_folder() -> Path:
     """Where HandLens keeps what it may lose: `HANDLENS_CACHE`, else `~/.cache/handlens`."""
-    named = os.environ.get("HANDLENS_CACHE")
+    named = os.environ.get(CACHE_VARIABLE)
     return Path(named) if named else Path("~/.cache/handlens").expanduser()
 
 

@@ -95,7 +95,9 @@ def lowered(
         max_chunk=MAX_CHUNK,
     )
     quantization = Quantization.model_construct(kv=kv)
-    manifest = Manifest.model_construct(sizes=sizes, backends={"executorch": graphs}, quantization=quantization)
+    manifest = Manifest.model_construct(
+        sizes=sizes, backends={"executorch": graphs}, quantization=quantization, files={}
+    )
     return Lowered(ExecuTorchBackend(Bundle(folder, manifest)), reference, graphs, folder)
 
 

@@ -42,6 +42,7 @@ class FakeBackend:
     """A "language model" whose logits depend on every row up to the last: a wrong, missing or stale row shows."""
 
     name = "onnx"
+    warnings = ()
 
     def __init__(self, vocab_size: int, context: int) -> None:
         self.vocab_size = vocab_size

@@ -88,7 +88,9 @@ def bundle_of(path, decoder="text_decoder", embedding="token_embedding", vision=
         vocab_size=VOCAB, context=CONTEXT, max_chunk=MAX_CHUNK, layers=3, kv_heads=2, head_dim=8
     )
     quantization = Quantization.model_construct(kv=kv)
-    manifest = Manifest.model_construct(sizes=sizes, quantization=quantization, backends={"executorch": graphs})
+    manifest = Manifest.model_construct(
+        sizes=sizes, quantization=quantization, backends={"executorch": graphs}, files={}
+    )
     return Bundle(path.parent, manifest)
 
 

@@ -27,7 +27,7 @@ class Steady:
     """Logits that move smoothly with the rows, as a network's do: a millionth stays about a millionth."""
 
     name = "onnx"
-    kv_bytes = 0
+    kv_bytes, warnings = 0, ()
 
     def __init__(self, bundle: Bundle) -> None:
         self.rule, self.sizes = bundle.manifest.image, bundle.manifest.sizes

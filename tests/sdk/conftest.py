@@ -108,6 +108,7 @@ class FakeEngine:
     asked: list[tuple[list[Message], Options]] = field(default_factory=list)
     prefilled: list[list[Message]] = field(default_factory=list)
     backend: object = None
+    warnings: tuple[str, ...] = ()
     resets: int = 0
     stopped: bool = False
 

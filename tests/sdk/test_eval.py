@@ -45,6 +45,7 @@ class FakeEngine:
             path=bundle.path, manifest=SimpleNamespace(name="tiny", image=None, sizes=SimpleNamespace(context=64))
         )
         self.backend = SimpleNamespace(name=backend or "onnx")
+        self.warnings = ()
         self.tokenizer = SimpleNamespace(encode=lambda text: list(text.encode()))
         self.stats = Stats(image_tokens=7)
 

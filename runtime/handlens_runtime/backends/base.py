@@ -28,6 +28,10 @@ class Backend(Protocol):
         """Name in `manifest.backends`."""
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence each: what makes it slower than it could be here, such as a C++ compiler that is missing."""
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes that the key-value cache holds, as allocated."""
 

@@ -1,28 +1,19 @@
-"""ExecuTorch behind the seam: the methods of one .pte, whose cache lives inside the program.
-
-The only module of the runtime that imports torch: ExecuTorch's Python binding takes and gives torch tensors.
-"""
+"""ExecuTorch behind the seam: the methods of one .pte, whose cache lives inside the program."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-# Imported for what they register: the operators that a program calls besides XNNPACK's.
-import executorch.extension.llm.custom_ops.custom_ops
-import executorch.kernels.quantized  # noqa: F401
 import numpy as np
-import torch
-from executorch.runtime import Method, Program, Runtime
 from numpy.typing import NDArray
 
 from handlens_runtime.backends.base import Array, Backend, Rows
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.errors import BackendError
-from handlens_runtime.manifest import Graph
+from handlens_runtime.pte import open_program
 
 logger = logging.getLogger(__name__)
 
@@ -49,11 +40,22 @@ class ExecuTorchBackend:
             )
         self._sizes = bundle.manifest.sizes
         self._kv_format = bundle.manifest.quantization.kv
-        self._programs: list[Program] = []
-        """Kept: methods hold no reference to the program they read their weights from."""
-        self._decoder = self._method(bundle.path, graphs.decoder)
-        self._embedding = self._method(bundle.path, graphs.embedding) if graphs.embedding else None
-        self._vision = self._method(bundle.path, graphs.vision) if graphs.vision else None
+        self._decoder = str(graphs.decoder.method)
+        self._embedding = str(graphs.embedding.method) if graphs.embedding else None
+        self._vision = str(graphs.vision.method) if graphs.vision else None
+        path = bundle.path / graphs.decoder.file
+        entry = bundle.manifest.files.get(graphs.decoder.file)
+        sha256 = None if entry is None else entry.sha256
+        methods = [name for name in (self._decoder, self._embedding, self._vision) if name is not None]
+        found: list[str] = []
+        with _reported("load", f"{path} cannot be loaded by this executorch"):
+            try:
+                self._program = open_program(path, sha256, methods, found)
+            except LookupError as lacking:
+                raise BackendError(f"{path} lacks the method {lacking.args[0]}; export the checkpoint again.") from None
+        self.warnings = tuple(found)
+        for warning in found:
+            logger.warning(warning)
 
     @property
     def kv_bytes(self) -> int:
@@ -68,7 +70,7 @@ class ExecuTorchBackend:
         if self._vision is None:
             raise BackendError("This bundle is text-only and has no vision encoder; ask without an image.")
         # The program takes one tile per call, as ExecuTorch's own runner gives it.
-        pairs = [self._run(self._vision, "vision encoder", [_tensor(tile[None])]) for tile in tiles]
+        pairs = [self._run(self._vision, "vision encoder", [tile[None]]) for tile in tiles]
         return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
 
     def embed(self, ids: NDArray[np.int64]) -> Rows:
@@ -77,7 +79,7 @@ class ExecuTorchBackend:
             return ids.astype(np.int64)
         limit = self._sizes.max_chunk
         parts = [ids[i : i + limit].astype(np.int64) for i in range(0, len(ids), limit)]
-        rows = [self._run(self._embedding, "token embedding", [_tensor(part[None])])[0][0] for part in parts]
+        rows = [self._run(self._embedding, "token embedding", [part[None]])[0][0] for part in parts]
         return np.concatenate(rows)
 
     def decode(self, rows: Rows, position: int) -> Array:
@@ -87,32 +89,13 @@ class ExecuTorchBackend:
                 f"The decoder was given {len(rows)} rows at position {position}, but it takes 1 to "
                 f"{self._sizes.max_chunk} at a time and {self._sizes.context} in all; shorten the conversation."
             )
-        inputs = [_tensor(rows[None]), torch.tensor([position])]
+        inputs = [rows[None], np.array([position], np.int64)]
         logits: Array = self._run(self._decoder, "text decoder", inputs)[0][0]
         return logits
 
-    def _method(self, folder: Path, graph: Graph) -> Method:
-        """A method of a program of its own: the binding gives all methods of one program the same planned memory, so
-        that an encoder pass would overwrite the decoder's cache. The file is memory-mapped, not read again.
-        """
-        path, name = folder / graph.file, str(graph.method)
-        with _reported(name, f"{path} has no method {name} that this executorch can load"):
-            program = Runtime.get().load_program(path)
-            if name not in program.method_names:
-                raise BackendError(f"{path} lacks the method {name}; export the checkpoint again.")
-            method = program.load_method(name)
-        self._programs.append(program)
-        return method
-
-    def _run(self, method: Method, part: str, inputs: Sequence[torch.Tensor]) -> list[Array]:
+    def _run(self, method: str, part: str, inputs: Sequence[NDArray[Any]]) -> list[Array]:
         with _reported(part, f"The {part} failed"):
-            # Copied: the program writes its next outputs into the same memory.
-            return [output.numpy().copy() for output in method.execute(inputs)]
-
-
-def _tensor(array: NDArray[Any]) -> torch.Tensor:
-    """Sharing memory where torch can: it takes no array that is strided, and warns of one that is read-only."""
-    return torch.from_numpy(np.require(array, requirements=["C", "W"]))
+            return self._program.run(method, inputs)
 
 
 @contextmanager

@@ -39,6 +39,7 @@ class OnnxBackend:
     """A bundle's ONNX programs, loaded (see `backends.base.Backend`)."""
 
     name = "onnx"
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, bundle: Bundle) -> None:
         graphs = bundle.manifest.backends.get("onnx")

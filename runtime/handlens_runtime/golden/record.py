@@ -129,6 +129,10 @@ class _Shaken:
         return self._backend.name
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        return self._backend.warnings
+
+    @property
     def kv_bytes(self) -> int:
         return self._backend.kv_bytes
 

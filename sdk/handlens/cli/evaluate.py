@@ -234,7 +234,10 @@ def _loaded(run: Run) -> Engine:
     for warning in bundle.warnings:
         complain(warning)
     with hushed_loading(), interruptible():
-        return _api.steady_engine(bundle, run.backend)
+        engine = _api.steady_engine(bundle, run.backend)
+    for warning in engine.warnings:
+        complain(warning)
+    return engine
 
 
 def _part(progress: Progress, run: Run) -> Progress:

@@ -98,7 +98,10 @@ def _loaded(bundle: Path, backend: BackendChoice | None, images: tuple[Path, ...
     if show_tiles is not None:
         write_tiles(loaded.manifest, images, show_tiles)
     with hushed_loading(), interruptible():
-        return Engine(loaded, backend=backend)
+        engine = Engine(loaded, backend=backend)
+    for warning in engine.warnings:
+        complain(warning)
+    return engine
 
 
 def _answer(

@@ -1,0 +1,149 @@
+"""Where the packed weights of a program are kept, and when they may be used.
+
+XNNPACK lays weights out anew for the processor each time a program is loaded: 10 to 14 s for 1.5 GB. It can keep the
+result in a file and map it the next time. That file has no checksum: here it has one, and a name made of all that its
+content depends on. Whatever is wrong with it, the weights are packed again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import platform
+import shutil
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+from handlens_runtime import kept
+from handlens_runtime.pte.build import executorch_folder
+from handlens_runtime.verdicts import CACHE_VARIABLE
+
+KIND = "packed"
+_XNNPACK = Path("lib/libexecutorch_backend_xnnpack.so")
+_PATIENCE_SECONDS = 60.0
+"""How long a process waits for another that packs the same program: about as long as packing a large one takes."""
+_SPACE = 2.5
+"""Free bytes for each byte of the program: a file that runs out of disk while it is mapped ends the process."""
+_FOOTER = struct.Struct("<QIII")  # where the index starts, entries, magic, version
+_MAGIC = 0x58505743
+_CPU_FIELDS = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
+
+
+@dataclass
+class Place:
+    """Where a load may find or leave packed weights."""
+
+    path: Path | None
+    """What XNNPACK is told; None: nothing, it packs in memory."""
+
+
+@contextmanager
+def place(program: Path, sha256: str | None, longest: int, warnings: list[str]) -> Iterator[Place]:
+    """Load the program's methods inside: with the packed weights that are kept, or they are kept afterwards.
+
+    longest: bytes of the longest path that XNNPACK takes. `warnings` gets a sentence where nothing can be kept.
+    """
+    bound = kept.size_bound()
+    if sha256 is None or bound == 0:
+        yield Place(None)
+        return
+    path = kept.folder_of(KIND) / f"{_key(sha256)}.xnnpack"
+    if len(os.fsencode(kept.longest_partial(path))) > longest:
+        refused = f"{path} is longer than XNNPACK takes; let {CACHE_VARIABLE} name a folder with a shorter path"
+        warnings.append(_slower(refused))
+        yield Place(None)
+        return
+    with kept.locked(path, _PATIENCE_SECONDS) as ours:
+        if not ours:
+            warnings.append(_slower(f"{path.parent} cannot be written or stays locked"))
+            yield Place(None)
+        elif kept.find(path):
+            yield Place(path)
+            _let_others_read(path)
+        else:
+            yield from _packed(program, path, bound, warnings)
+
+
+def _packed(program: Path, path: Path, bound: int, warnings: list[str]) -> Iterator[Place]:
+    """Pack into a file beside, and give it its name once the methods are loaded."""
+    refused = _refused(program, path.parent, bound)
+    if refused is not None:
+        warnings.append(_slower(refused))
+        yield Place(None)
+        return
+    written = kept.partial(path)
+    try:
+        yield Place(written)
+        try:
+            _let_others_read(written)
+            if _has_entries(written):
+                kept.keep(written, path, {"program": str(program), "executorch": metadata.version("executorch")})
+                kept.trim(path.parent, bound, path)
+        except OSError as error:  # what is loaded is sound: it only has to be packed again next time
+            warnings.append(_slower(f"{path.parent} cannot be written ({error.strerror})"))
+    finally:
+        with suppress(OSError):
+            written.unlink(missing_ok=True)
+
+
+def _refused(program: Path, folder: Path, bound: int) -> str | None:
+    """Why nothing should be written, if so."""
+    needed = int(program.stat().st_size * _SPACE)
+    if needed > bound:
+        return f"{kept.BOUND_VARIABLE} is {bound}, but the packed weights may take {needed} bytes"
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        return f"{folder} has {free} bytes left, but the packed weights may take {needed}"
+    return None
+
+
+def _slower(why: str) -> str:
+    return f"Weights are packed again at every load, which is slower: {why}."
+
+
+def _has_entries(path: Path) -> bool:
+    """Whether the file ends as XNNPACK's do, with at least one entry: a program without linears has none."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size <= _FOOTER.size:
+            return False
+        file.seek(size - _FOOTER.size)
+        start, entries, magic, _ = _FOOTER.unpack(file.read(_FOOTER.size))
+    return bool(magic == _MAGIC and entries > 0 and start < size)
+
+
+def _let_others_read(path: Path) -> None:
+    """Give up the lock that XNNPACK holds on its file for as long as the program lives.
+
+    It writes nothing to the file any more, but another process that found it locked would pack again, in memory.
+    """
+    own = path.stat()
+    for name in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # closed meanwhile
+            if os.path.samestat(os.fstat(int(name)), own):
+                fcntl.flock(int(name), fcntl.LOCK_UN)
+
+
+def _key(sha256: str) -> str:
+    depends = [sha256, metadata.version("executorch"), _hash_of_library(), platform.machine(), *_processor()]
+    return hashlib.sha256("\0".join(depends).encode()).hexdigest()[:32]
+
+
+def _hash_of_library() -> str:
+    """Of the library that packs: the same version may have been built anew."""
+    return hashlib.sha256((executorch_folder() / _XNNPACK).read_bytes()).hexdigest()
+
+
+def _processor() -> list[str]:
+    """What tells processors apart, for which weights are laid out differently. Every core's, for they may differ."""
+    found = set()
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+        name, _, value = line.partition(":")
+        if name.strip() in _CPU_FIELDS:
+            found.add(f"{name.strip()}={value.strip()}")
+    return sorted(found)
