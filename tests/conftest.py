@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import importlib
+import os
+import shutil
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+_CACHE = pytest.StashKey[str]()
 
-@pytest.fixture(scope="session", autouse=True)
-def _no_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing of this machine's earlier exports is seen, and nothing is left there; tests of the cache turn it on."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HANDLENS_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("HANDLENS_CACHE_BYTES", "0")
-        yield
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Nothing of this machine's earlier exports and loads is seen, and nothing is left there.
+
+    Before any module is imported: ExecuTorch's backend compiles native code then. Stages and packed weights are not
+    kept; tests of them turn that on.
+    """
+    os.environ["HANDLENS_CACHE_BYTES"] = "0"
+    if not hasattr(config, "workerinput"):  # workers share what the first of them compiled
+        config.stash[_CACHE] = os.environ["HANDLENS_CACHE"] = tempfile.mkdtemp(prefix="handlens-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove the cache folder of these tests."""
+    if _CACHE in config.stash:
+        shutil.rmtree(config.stash[_CACHE], ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

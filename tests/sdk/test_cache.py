@@ -16,6 +16,7 @@ import torch
 from handlens.cli import app
 from handlens_export.stage_cache.entries import DEFAULT_BOUND, entries
 from handlens_export.stage_cache.store import StageCache
+from handlens_runtime import kept
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +109,16 @@ def test_it_needs_nothing_of_the_workstation():
 
 def paths() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(str(Path(p).resolve()) for p in sys.path if p)}
+
+
+def test_what_loads_keep_is_shown_and_cleared_too(runner, folder):
+    packed = folder.parent / "packed" / "a.xnnpack"
+    packed.parent.mkdir(parents=True)
+    written = kept.partial(packed)
+    written.write_bytes(bytes(1000))
+    kept.keep(written, packed, {})
+    assert f"{packed.parent}: 1 entry, 1.0 kB: weights packed for this processor.\n" in shown(runner)
+    assert json.loads(shown(runner, "--json"))["packed"] == {"entries": 1, "bytes": 1000}
+    assert shown(runner, "clear", "--older-than", "1").startswith("Removed 0 entries")
+    assert shown(runner, "clear").startswith("Removed 1 entry, 1.0 kB.")
+    assert list(packed.parent.iterdir()) == []

@@ -1,4 +1,4 @@
-"""`handlens cache`: the finished layers that exports keep on disk, shown or cleared. Reads no weight."""
+"""`handlens cache`: the finished layers that exports keep on disk, and what loading keeps, shown or cleared."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from handlens_export.stage_cache.entries import Entry
+    from handlens_runtime.kept import Kept
 
 DAY = 24 * 60 * 60
 UNKNOWN = "unknown"
+LOADED = {"packed": "weights packed for this processor", "native": "native code"}
+"""What loading a program keeps, by its folder."""
 
 
 @answered
@@ -32,19 +35,25 @@ def cache(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Show or clear what exports keep.
+    """Show or clear what exports and loads keep.
 
-    Finished layers, so that an export that was stopped goes on where it was. HANDLENS_CACHE names the folder,
+    Finished layers, so that an export that was stopped goes on where it was; weights packed for this processor, so
+    that an ExecuTorch program loads in a moment the second time. HANDLENS_CACHE names the folder,
     HANDLENS_CACHE_BYTES the most that they take: 20 GB if not set, 0 for none. The least recently used go first.
     """
     if older_than is not None and action != "clear":
         raise typer.BadParameter("says what to clear; write: handlens cache clear.", param_hint="--older-than")
     from handlens_export.stage_cache.entries import clear, entries, size_bound, stage_folder
+    from handlens_runtime import kept
 
     folder = stage_folder()
     if action == "clear":
-        _report_cleared(*clear(folder, (older_than or 0.0) * DAY), as_json)
+        seconds = (older_than or 0.0) * DAY
+        loaded = [one for kind in LOADED for one in kept.clear(kept.folder_of(kind), seconds)]
+        removed, held = clear(folder, seconds)
+        _report_cleared([*removed, *loaded], held, as_json)
         return
+    of_loads = {kind: kept.kept_files(kept.folder_of(kind)) for kind in LOADED}
     found, bound = entries(folder), size_bound()
     checkpoints = _by_checkpoint(found)
     if as_json:
@@ -53,11 +62,15 @@ def cache(
             for name, of in checkpoints.items()
         ]
         whole = {"folder": str(folder), "entries": len(found), "bytes": _bytes(found), "most_bytes": bound}
-        typer.echo(json.dumps({**whole, "checkpoints": rows}))
+        loads = {kind: {"entries": len(files), "bytes": _bytes(files)} for kind, files in of_loads.items()}
+        typer.echo(json.dumps({**whole, "checkpoints": rows, **loads}))
         return
     typer.echo(f"{folder}: {_counted(found)} of at most {size(bound)}.")
     if found:
         _show(checkpoints)
+    for kind, files in of_loads.items():
+        if files:
+            typer.echo(f"{kept.folder_of(kind)}: {_counted(files)}: {LOADED[kind]}.")
 
 
 def _by_checkpoint(found: Sequence[Entry]) -> dict[str, list[Entry]]:
@@ -81,7 +94,7 @@ def _show(checkpoints: dict[str, list[Entry]]) -> None:
     (console if console.is_terminal else Console(width=160)).print(table)
 
 
-def _report_cleared(removed: Sequence[Entry], held: Sequence[Entry], as_json: bool) -> None:
+def _report_cleared(removed: Sequence[Entry | Kept], held: Sequence[Entry], as_json: bool) -> None:
     if as_json:
         kept = {"in_use": len(held), "in_use_bytes": _bytes(held)}
         typer.echo(json.dumps({"removed": len(removed), "removed_bytes": _bytes(removed), **kept}))
@@ -90,12 +103,12 @@ def _report_cleared(removed: Sequence[Entry], held: Sequence[Entry], as_json: bo
     typer.echo(f"Removed {_counted(removed)}.{rest}")
 
 
-def _counted(found: Sequence[Entry]) -> str:
+def _counted(found: Sequence[Entry | Kept]) -> str:
     """`71 entries, 3.7 GB`."""
     return f"{len(found)} {'entry' if len(found) == 1 else 'entries'}, {size(_bytes(found))}"
 
 
-def _bytes(found: Sequence[Entry]) -> int:
+def _bytes(found: Sequence[Entry | Kept]) -> int:
     return sum(entry.size for entry in found)
 
 
