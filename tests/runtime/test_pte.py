@@ -19,6 +19,8 @@ from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPar
 from executorch.exir import to_edge_transform_and_lower
 from torch import nn
 from torch.export import export
+from torchao.quantization import Int8DynamicActivationIntxWeightConfig, quantize_
+from torchao.quantization.granularity import PerGroup
 
 from handlens_runtime import kept
 from handlens_runtime.pte import SLOWER, binding, open_program
@@ -117,6 +119,41 @@ def test_a_changed_program_gets_weights_of_its_own(program, folder, tmp_path):
     other.write_bytes(program.read_bytes() + b"\0")
     assert answer(other) == expected(other)
     assert len(kept.kept_files(folder)) == 2
+
+
+@pytest.fixture(scope="module")
+def doubled(tmp_path_factory) -> Path:
+    """Two matrices of four bits with equal bytes, the scales of one twice the other's: outputs a and 2 a."""
+
+    class Doubled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(64, 32, bias=False), nn.Linear(64, 32, bias=False)
+            self.two.weight = nn.Parameter(2 * self.one.weight)
+
+        def forward(self, rows):
+            return torch.stack([self.one(rows), self.two(rows)])
+
+    torch.manual_seed(1)
+    model = Doubled().eval()
+    quantize_(model, Int8DynamicActivationIntxWeightConfig(torch.int4, PerGroup(32)))
+    exported = export(model, (torch.zeros(3, 64),))
+    lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()]).to_executorch()
+    path = tmp_path_factory.mktemp("pte") / "doubled.pte"
+    path.write_bytes(lowered.buffer)
+    return path
+
+
+def test_matrices_of_equal_bytes_and_other_scales_stay_apart(doubled, folder):
+    """XNNPACK's file finds them by their bytes alone: the second matrix would get the first one's scales."""
+    for _ in range(2):
+        warnings: list[str] = []
+        found = answer(doubled, warnings)
+        assert found == expected(doubled)
+        one, two = np.frombuffer(found, np.float32).reshape(2, -1)
+        np.testing.assert_allclose(two, 2 * one, rtol=1e-6)
+        assert len(warnings) == 1 and "the same bytes" in warnings[0]
+    assert packed_file(folder).stat().st_size == 0 and left_over(folder) == []
 
 
 def test_what_a_killed_process_left_is_swept_and_not_used(program, folder):

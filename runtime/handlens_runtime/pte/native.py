@@ -55,9 +55,17 @@ _LIBRARY = _declared()
 def open_program(path: Path, sha256: str | None, methods: Sequence[str], warnings: list[str]) -> NativeProgram:
     """See `handlens_runtime.pte.open_program`."""
     with place(path, sha256, _LIBRARY.handlens_longest_path(), warnings) as packed:
-        program = NativeProgram(path, packed.path)
-        for method in methods:
-            program.load(method)
+        program = _loaded(path, packed.path, methods)
+    if not packed.sound:
+        del program
+        program = _loaded(path, None, methods)
+    return program
+
+
+def _loaded(path: Path, packed: Path | None, methods: Sequence[str]) -> NativeProgram:
+    program = NativeProgram(path, packed)
+    for method in methods:
+        program.load(method)
     return program
 
 

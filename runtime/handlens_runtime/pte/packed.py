@@ -12,7 +12,6 @@ import hashlib
 import os
 import platform
 import shutil
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from handlens_runtime import kept
 from handlens_runtime.pte.build import executorch_folder
+from handlens_runtime.pte.sharing import names_shared, packed_names
 from handlens_runtime.verdicts import CACHE_VARIABLE
 
 KIND = "packed"
@@ -29,8 +29,9 @@ _PATIENCE_SECONDS = 60.0
 """How long a process waits for another that packs the same program: about as long as packing a large one takes."""
 _SPACE = 2.5
 """Free bytes for each byte of the program: a file that runs out of disk while it is mapped ends the process."""
-_FOOTER = struct.Struct("<QIII")  # where the index starts, entries, magic, version
-_MAGIC = 0x58505743
+_SHARED = "two of the program's matrices have the same bytes, which XNNPACK's file cannot tell apart"
+_RULE = "1"
+"""Of what is kept, by which earlier files are told apart; another where that changes."""
 _CPU_FIELDS = ("vendor_id", "cpu family", "model", "flags", "CPU implementer", "CPU part", "Features")
 
 
@@ -40,6 +41,8 @@ class Place:
 
     path: Path | None
     """What XNNPACK is told; None: nothing, it packs in memory."""
+    sound: bool = True
+    """False, once the load is done: what was loaded must not be used, but loaded again without a path."""
 
 
 @contextmanager
@@ -63,10 +66,18 @@ def place(program: Path, sha256: str | None, longest: int, warnings: list[str]) 
             warnings.append(_slower(f"{path.parent} cannot be written or stays locked"))
             yield Place(None)
         elif kept.find(path):
-            yield Place(path)
-            _let_others_read(path)
+            yield from _found(path, warnings)
         else:
             yield from _packed(program, path, bound, warnings)
+
+
+def _found(path: Path, warnings: list[str]) -> Iterator[Place]:
+    if path.stat().st_size == 0:
+        warnings.append(_slower(_SHARED))
+        yield Place(None)
+        return
+    yield Place(path)
+    _let_others_read(path)
 
 
 def _packed(program: Path, path: Path, bound: int, warnings: list[str]) -> Iterator[Place]:
@@ -77,12 +88,20 @@ def _packed(program: Path, path: Path, bound: int, warnings: list[str]) -> Itera
         yield Place(None)
         return
     written = kept.partial(path)
+    about = {"program": str(program), "executorch": metadata.version("executorch")}
+    place = Place(written)
     try:
-        yield Place(written)
+        yield place
         try:
             _let_others_read(written)
-            if _has_entries(written):
-                kept.keep(written, path, {"program": str(program), "executorch": metadata.version("executorch")})
+            names = packed_names(written)
+            place.sound = not names_shared(program, names)
+            if not place.sound:
+                warnings.append(_slower(_SHARED))
+                written.unlink()
+                written = kept.partial(path)  # an empty one says so at the next load
+            if names:
+                kept.keep(written, path, about)
                 kept.trim(path.parent, bound, path)
         except OSError as error:  # what is loaded is sound: it only has to be packed again next time
             warnings.append(_slower(f"{path.parent} cannot be written ({error.strerror})"))
@@ -106,17 +125,6 @@ def _slower(why: str) -> str:
     return f"Weights are packed again at every load, which is slower: {why}."
 
 
-def _has_entries(path: Path) -> bool:
-    """Whether the file ends as XNNPACK's do, with at least one entry: a program without linears has none."""
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        if size <= _FOOTER.size:
-            return False
-        file.seek(size - _FOOTER.size)
-        start, entries, magic, _ = _FOOTER.unpack(file.read(_FOOTER.size))
-    return bool(magic == _MAGIC and entries > 0 and start < size)
-
-
 def _let_others_read(path: Path) -> None:
     """Give up the lock that XNNPACK holds on its file for as long as the program lives.
 
@@ -130,7 +138,7 @@ def _let_others_read(path: Path) -> None:
 
 
 def _key(sha256: str) -> str:
-    depends = [sha256, metadata.version("executorch"), _hash_of_library(), platform.machine(), *_processor()]
+    depends = [_RULE, sha256, metadata.version("executorch"), _hash_of_library(), platform.machine(), *_processor()]
     return hashlib.sha256("\0".join(depends).encode()).hexdigest()[:32]
 
 
