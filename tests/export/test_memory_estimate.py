@@ -22,7 +22,7 @@ ROWS = 2 * 2 * 100 * 2
 
 @pytest.mark.parametrize(
     ("kv", "head_dim", "executorch", "onnx"),
-    [("int8", 16, 16 + 5, 16), ("float", 16, 16 * 4, 16 * 4), ("int8", 20, 20 + 5, 24), ("float", 20, 20 * 4, 24 * 4)],
+    [("int8", 16, 16 + 4, 16), ("float", 16, 16 * 4, 16 * 4), ("int8", 20, 20 + 4, 24), ("float", 20, 20 * 4, 24 * 4)],
 )
 def test_each_backends_cache_has_rows_of_its_own(
     tiny_checkpoint: Callable[..., Path], tmp_path: Path, kv: KVFormat, head_dim: int, executorch: int, onnx: int
@@ -36,7 +36,8 @@ def test_each_backends_cache_has_rows_of_its_own(
     assert memory.kv_cache == max(caches.values())
     peaks = {backend: needs.peak for backend, needs in memory.backends.items()}
     assert memory.peak == max(peaks.values()) > memory.kv_cache + 600
-    assert peaks["onnx"] - peaks["executorch"] == caches["onnx"] - caches["executorch"]
+    # ExecuTorch's attention holds its scores, and keys and values in float, besides the cache.
+    assert peaks["executorch"] - caches["executorch"] > peaks["onnx"] - caches["onnx"]
 
 
 @pytest.mark.parametrize("kv", ["int8", "float"])

@@ -257,7 +257,7 @@ def test_a_tied_head_is_one_matrix_in_the_count_and_two_in_memory(checkpoints, f
     assert sum(manifest.memory.weights.values()) == 1800
 
 
-@pytest.mark.parametrize(("kv", "row"), [("int8", 16 + 5), ("float", 16 * 4)])
+@pytest.mark.parametrize(("kv", "row"), [("int8", 16 + 4), ("float", 16 * 4)])
 def test_the_caches_bytes_are_those_that_the_backend_allocates(checkpoints, kv, row):
     planned = plan(read(checkpoints("llama")), Recipe(context=100))
     memory = describe(planned, Recipe(context=100, kv=kv), PARTS).memory

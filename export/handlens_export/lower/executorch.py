@@ -15,6 +15,7 @@ from executorch.exir.passes import MemoryPlanningPass
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
+from handlens_export.lower.executorch_attention import causal_mask, lengths_delegated
 from handlens_export.lower.executorch_leaves import swap
 from handlens_export.lower.executorch_memory import weights_shared
 from handlens_export.lower.lowering import LoweringSpec, Progress
@@ -41,10 +42,13 @@ class VisionMethod(nn.Module):
 class DecoderMethod(nn.Module):
     """`text_decoder`: rows at a start position -> logits of the last row, (1, vocab_size)."""
 
+    positions: Tensor
+
     def __init__(self, network: Network, context: int) -> None:
         super().__init__()
         self.decoder = network.decoder
         self.context = context
+        self.register_buffer("positions", torch.arange(context, dtype=torch.float32), persistent=False)
 
     def forward(self, rows: Tensor, start: Tensor) -> Tensor:
         """(1, t, width), (1,) int64 -> (1, vocab_size)."""
@@ -53,7 +57,10 @@ class DecoderMethod(nn.Module):
         torch._check(position + t <= self.context)  # type: ignore[no-untyped-call]
         torch._check(position < self.context)  # type: ignore[no-untyped-call]
         cos, sin = self.decoder.cos.narrow(0, position, t), self.decoder.sin.narrow(0, position, t)
-        hidden = self.decoder(rows, Step(position, cos, sin))
+        config = self.decoder.config
+        group = config.heads // config.kv_heads
+        mask = causal_mask(self.positions, position, t, group) if config.causal else None
+        hidden = self.decoder(rows, Step(position, cos, sin, mask))
         logits: Tensor = self.decoder.head(hidden[:, -1])
         return logits
 
@@ -71,7 +78,7 @@ def lower(network: Network, spec: LoweringSpec, folder: Path, progress: Progress
     network = reference(network, spec)
     programs = _trace(network, spec)
     progress(0.2)
-    with weights_shared():
+    with weights_shared(), lengths_delegated():
         edge = to_edge_transform_and_lower(
             programs,
             partitioner={name: [XnnpackPartitioner()] for name in programs},

@@ -62,8 +62,8 @@ class ExecuTorchBackend:
         """Bytes that the cache inside the program holds."""
         sizes = self._sizes
         rows = 2 * sizes.layers * sizes.context * sizes.kv_heads
-        # int8 keeps a float32 scale and an int8 zero point beside each head's row.
-        return rows * (sizes.head_dim + 5) if self._kv_format == "int8" else rows * sizes.head_dim * 4
+        # int8 keeps a float32 scale beside each head's row.
+        return rows * (sizes.head_dim + 4) if self._kv_format == "int8" else rows * sizes.head_dim * 4
 
     def encode(self, tiles: Array) -> tuple[Array, Array]:
         """tiles (n, 3, s, s) -> embeddings (n, tokens, width), features (n, patches, vision width)."""
