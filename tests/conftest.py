@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from handlens_runtime.verdicts import cache_folder
+
 _CACHE = pytest.StashKey[str]()
 
 
@@ -23,7 +25,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """
     os.environ["HANDLENS_CACHE_BYTES"] = "0"
     if not hasattr(config, "workerinput"):  # workers share what the first of them compiled
+        fetched = cache_folder() / "materials"
         config.stash[_CACHE] = os.environ["HANDLENS_CACHE"] = tempfile.mkdtemp(prefix="handlens-tests-")
+        if fetched.exists():  # `make test` has fetched them: tests use no network
+            (Path(config.stash[_CACHE]) / "materials").symlink_to(fetched.resolve())
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

@@ -55,6 +55,7 @@ class Recording:
 
     def __init__(self, inner):
         self.name, self.kv_bytes, self.encode, self.embed = inner.name, inner.kv_bytes, inner.encode, inner.embed
+        self.warnings = inner.warnings
         self._inner = inner
         self.logits = {}
 

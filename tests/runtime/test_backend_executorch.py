@@ -154,7 +154,7 @@ def test_rows_that_cannot_be_written_to_are_taken(program):
 
 
 @pytest.mark.parametrize(
-    ("kv", "expected"), [("float", 2 * 3 * CONTEXT * 2 * 8 * 4), ("int8", 2 * 3 * CONTEXT * 2 * 13)]
+    ("kv", "expected"), [("float", 2 * 3 * CONTEXT * 2 * 8 * 4), ("int8", 2 * 3 * CONTEXT * 2 * 12)]
 )
 def test_cache_is_counted_as_allocated(program, kv, expected):
     assert load(bundle_of(program, kv=kv)).kv_bytes == expected

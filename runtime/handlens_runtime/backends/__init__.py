@@ -39,7 +39,7 @@ def chosen(bundle: Bundle, name: str | None = None) -> BackendName:
     have = ", ".join(bundle.manifest.backends)
     if name not in bundle.manifest.backends:
         raise BackendError(f"{bundle.path} has no {name} program; choose one that it has: {have}.")
-    return cast(BackendName, name)
+    return name
 
 
 def find(bundle: Bundle, name: BackendName) -> Module:
