@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import resource
-import sys
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 Finish = Literal["stop", "stop_string", "length", "context", "cancelled"]
 """Why a generation ended: the model's own end token, a stop string, `max_tokens`, a full context, or `stop()`."""
+
+_STATUS = Path("/proc/self/status")
 
 
 @dataclass
@@ -64,6 +66,9 @@ class Stats:
 
 
 def peak_memory_bytes() -> int:
-    """Most resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # macOS counts bytes, Linux KiB
+    """Most resident memory of this process so far, file-backed pages included."""
+    if _STATUS.exists():
+        # VmHWM, for on Linux getrusage's peak begins with that of the process that started this one.
+        (line,) = [line for line in _STATUS.read_text().splitlines() if line.startswith("VmHWM:")]
+        return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS counts bytes

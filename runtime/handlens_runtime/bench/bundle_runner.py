@@ -11,14 +11,13 @@ from PIL import Image
 
 from handlens_runtime import backends
 from handlens_runtime.backends.onnx import THREADS_VARIABLE, physical_cores
-from handlens_runtime.bench.memory import peak_resident
 from handlens_runtime.bench.runner import FIRST_PROMPT, Opened, Vision
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.engine import Engine
 from handlens_runtime.errors import OptionError
 from handlens_runtime.image_encoder import ImageEncoder
 from handlens_runtime.manifest import BackendName
-from handlens_runtime.stats import Stats
+from handlens_runtime.stats import Stats, peak_memory_bytes
 from handlens_runtime.stop import StopSignal
 
 
@@ -86,7 +85,7 @@ class BundleRunner:
 
     def peak_memory(self) -> int:
         """Of this process."""
-        return peak_resident()
+        return peak_memory_bytes()
 
     def _fill(self, start: int, end: int) -> None:
         backend = self.engine.backend

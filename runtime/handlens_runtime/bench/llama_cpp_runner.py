@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from handlens_runtime.bench.memory import peak_resident
 from handlens_runtime.bench.runner import FIRST_PROMPT, Opened, Vision
 from handlens_runtime.errors import BackendError
+from handlens_runtime.stats import peak_memory_bytes
 
 PACKAGES = ("llama_cpp", "gguf")
 
@@ -92,7 +92,7 @@ class Peer:
 
     def peak_memory(self) -> int:
         """Of this process."""
-        return peak_resident()
+        return peak_memory_bytes()
 
     def _rewind(self, position: int) -> None:
         memory = self._library.llama_get_memory(self.context)
