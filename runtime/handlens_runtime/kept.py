@@ -27,6 +27,7 @@ from handlens_runtime.verdicts import cache_folder
 
 BOUND_VARIABLE = "HANDLENS_CACHE_BYTES"
 DEFAULT_BOUND = 20_000_000_000
+"""Bytes: five recipes of a 2.7B + 400M model, at a byte a weight."""
 NOTE, PARTIAL, LOCK = ".json", ".partial", ".lock"
 ABANDONED_SECONDS = 3600.0
 """A partial file that nobody wrote to for so long has lost its writer."""
@@ -53,7 +54,7 @@ def folder_of(kind: str) -> Path:
 
 
 def size_bound() -> int:
-    """Bytes that the files of a kind may take. Raises OptionError where the variable is no number."""
+    """Bytes that the files of a kind may take; an export's finished stages are one too. Raises OptionError where the variable is no number."""
     given = os.environ.get(BOUND_VARIABLE)
     if not given:
         return DEFAULT_BOUND

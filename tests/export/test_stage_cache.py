@@ -14,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from handlens_export.errors import TargetError, UnsupportedError
+from handlens_export.errors import TargetError
 from handlens_export.stage_cache import tensor_file
-from handlens_export.stage_cache.entries import PARTIAL, Entry, about, clear, entries, size_bound, stage_folder, trim
+from handlens_export.stage_cache.entries import PARTIAL, Entry, about, clear, entries, stage_folder, trim
 from handlens_export.stage_cache.store import StageCache
+from handlens_runtime.errors import OptionError
+from handlens_runtime.kept import size_bound
 
 NOTE = {"checkpoint": "/some/where", "stage": "decoder.layers.0"}
 
@@ -242,7 +244,7 @@ def test_zero_bytes_turn_it_off(folder, monkeypatch):
 @pytest.mark.parametrize("given", ["20GB", "-1", "many", "1.5"])
 def test_a_bound_that_is_no_number_of_bytes_is_refused(monkeypatch, given):
     monkeypatch.setenv("HANDLENS_CACHE_BYTES", given)
-    with pytest.raises(UnsupportedError, match=r"HANDLENS_CACHE_BYTES is '.*', but it must be a whole number of bytes"):
+    with pytest.raises(OptionError, match=r"HANDLENS_CACHE_BYTES is '.*', but it must be a whole number of bytes"):
         size_bound()
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from handlens.cli import app
-from handlens_export.stage_cache.entries import DEFAULT_BOUND, entries
+from handlens_export.stage_cache.entries import entries
 from handlens_export.stage_cache.store import StageCache
 from handlens_runtime import kept
 
@@ -59,7 +59,7 @@ def test_it_shows_each_checkpoint(runner, filled):
 
 def test_json_has_the_same(runner, filled):
     told = json.loads(shown(runner, "--json"))
-    assert told["folder"] == str(filled) and told["most_bytes"] == DEFAULT_BOUND
+    assert told["folder"] == str(filled) and told["most_bytes"] == kept.DEFAULT_BOUND
     assert told["entries"] == 3 and told["bytes"] == sum(entry.size for entry in entries(filled))
     assert [(row["checkpoint"], row["entries"]) for row in told["checkpoints"]] == [("/ckpt/new", 1), ("/ckpt/old", 2)]
     assert sum(row["bytes"] for row in told["checkpoints"]) == told["bytes"]

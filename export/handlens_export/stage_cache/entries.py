@@ -19,12 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from handlens_export.errors import UnsupportedError
 from handlens_runtime.verdicts import cache_folder
 
-BOUND_VARIABLE = "HANDLENS_CACHE_BYTES"
-DEFAULT_BOUND = 20_000_000_000
-"""Bytes: five recipes of a 2.7B + 400M model, at a byte a weight."""
 SUFFIX, PARTIAL = ".safetensors", ".partial"
 YOUNG_SECONDS = 60.0
 """A partial file without content may be about to be locked, unless it is older than this."""
@@ -44,18 +40,6 @@ class Entry:
 def stage_folder() -> Path:
     """Where entries lie; RuntimeError for a user without a home."""
     return cache_folder() / "stages"
-
-
-def size_bound() -> int:
-    """Bytes that all entries together may take. Raises UnsupportedError where the variable is no number."""
-    given = os.environ.get(BOUND_VARIABLE)
-    if not given:
-        return DEFAULT_BOUND
-    if not given.isdecimal():
-        raise UnsupportedError(
-            f"{BOUND_VARIABLE} is {given!r}, but it must be a whole number of bytes; 0 keeps nothing."
-        )
-    return int(given)
 
 
 def entries(folder: Path) -> list[Entry]:

@@ -18,18 +18,17 @@ from torch import Tensor
 from handlens_export.errors import TargetError
 from handlens_export.stage_cache import tensor_file
 from handlens_export.stage_cache.entries import (
-    BOUND_VARIABLE,
     PARTIAL,
     SUFFIX,
     entries,
     hold,
     remove,
-    size_bound,
     stage_folder,
     sweep,
     touch,
     trim,
 )
+from handlens_runtime.kept import BOUND_VARIABLE, size_bound
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSED = (errno.EACCES, errno.EPERM, errno.EROFS)
@@ -44,7 +43,7 @@ class StageCache:
     def __init__(self, bound: int | None = None) -> None:
         """`bound`: bytes that entries may take; the environment's where left out, none with 0.
 
-        Raises UnsupportedError where the size bound in the environment is no number.
+        Raises OptionError where the size bound in the environment is no number.
         """
         self._held = ExitStack()
         self._bound = size_bound() if bound is None else bound

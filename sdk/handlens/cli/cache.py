@@ -43,7 +43,7 @@ def cache(
     """
     if older_than is not None and action != "clear":
         raise typer.BadParameter("says what to clear; write: handlens cache clear.", param_hint="--older-than")
-    from handlens_export.stage_cache.entries import clear, entries, size_bound, stage_folder
+    from handlens_export.stage_cache.entries import clear, entries, stage_folder
     from handlens_runtime import kept
 
     folder = stage_folder()
@@ -54,7 +54,7 @@ def cache(
         _report_cleared([*removed, *loaded], held, as_json)
         return
     of_loads = {kind: kept.kept_files(kept.folder_of(kind)) for kind in LOADED}
-    found, bound = entries(folder), size_bound()
+    found, bound = entries(folder), kept.size_bound()
     checkpoints = _by_checkpoint(found)
     if as_json:
         rows = [
