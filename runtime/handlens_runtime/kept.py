@@ -54,7 +54,10 @@ def folder_of(kind: str) -> Path:
 
 
 def size_bound() -> int:
-    """Bytes that the files of a kind may take; an export's finished stages are one too. Raises OptionError where the variable is no number."""
+    """Bytes that the files of a kind may take; an export's finished stages are one too.
+
+    Raises OptionError where the variable is no number.
+    """
     given = os.environ.get(BOUND_VARIABLE)
     if not given:
         return DEFAULT_BOUND
