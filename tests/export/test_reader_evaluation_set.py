@@ -12,7 +12,7 @@ from PIL import Image, ImageFont
 
 from handlens_export.reader import examples
 from handlens_export.reader.batches import Batches
-from handlens_export.reader.evaluation_set import USUAL, groups, pages, write
+from handlens_export.reader.evaluation_set import USUAL, groups, main, pages, write
 from handlens_export.reader.examples import TILE
 from handlens_export.reader.fonts import Family
 from handlens_export.reader.layouts import HELD_OUT
@@ -73,6 +73,14 @@ def test_training_draws_neither_held_out_fonts_nor_layouts(used: list[Family]) -
     assert used
     assert not any(family.held_out for family in used)
     assert {family.name for family in used} <= {family.name for family in seen.typefaces}
+
+
+def test_a_set_of_nothing_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["-o", str(tmp_path / "set"), "--each", "0"])
+    assert ended.value.code == 2
+    assert "argument --each" in capsys.readouterr().err
+    assert not (tmp_path / "set").exists()
 
 
 def test_the_small_text_group_has_only_pages_that_one_tile_cannot_show() -> None:

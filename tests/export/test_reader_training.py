@@ -25,6 +25,7 @@ from handlens_export.reader.labels import CHARACTERS, COLOURS, SHAPES, UNREADABL
 from handlens_export.reader.losses import losses_of
 from handlens_export.reader.model import Networks, Reader, Sizes
 from handlens_export.reader.page import Page
+from handlens_export.reader.save import main as save_main
 from handlens_export.reader.save import save
 from handlens_export.reader.stages import Stage
 from handlens_export.reader.tokenizer import build
@@ -160,6 +161,29 @@ def test_a_stage_without_the_ones_before_it_says_which(tmp_path: Path, capsys: p
     said = capsys.readouterr().err
     assert "language.pt" in said
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("content", [b"", b"root:x:0:0", b"PK\x03\x04 half a file"])
+def test_a_file_that_is_no_state_is_named(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "dense.pt"
+    path.write_bytes(content)
+    assert save_main([str(path), "-o", str(tmp_path / "out")]) == 2
+    assert main(["dense", "-o", str(tmp_path), "--workers", "0"]) == 2
+    said = capsys.readouterr().err
+    assert said.count(f"{path} is no state of training") == said.count("\n") == 2
+    assert not (tmp_path / "out").exists()
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("wrong", [["--steps", "0"], ["--threads", "-1"], ["--workers", "-1"], ["--minutes", "0"]])
+def test_numbers_that_train_nothing_are_refused(
+    wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["dense", "-o", str(tmp_path / "out"), *wrong])
+    assert ended.value.code == 2
+    assert f"argument {wrong[0]}" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_exact_is_the_share_of_whole_answers(mix: Mix) -> None:

@@ -24,6 +24,7 @@ from handlens_export.reader.chat import chat
 from handlens_export.reader.examples import Example, example
 from handlens_export.reader.fonts import Family, families
 from handlens_export.reader.layouts import HELD_OUT
+from handlens_export.reader.options import at_least
 from handlens_export.reader.questions import KINDS
 from handlens_export.reader.scene import Kind, Turn
 from handlens_export.reader.stages import FEW, MANY, TRAINED
@@ -119,7 +120,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Write a set."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--each", type=int, default=1000, help="questions of each kind in each group")
+    parser.add_argument("--each", type=at_least(1, int), default=1000, help="questions of each kind in each group")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--grids", choices=tuple(GRIDS), default="many", help="pages of one or two tiles, or up to 16")
     parser.add_argument("--group", choices=tuple(groups()), help="this one alone")

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from handlens_export.errors import ExportError
+from handlens_export.reader import state
 from handlens_export.reader.batches import MAX_GRID, RULE
 from handlens_export.reader.model import Networks, Reader, Sizes, text_config, vision_config
 from handlens_export.reader.tokenizer import CHAT_TEMPLATE, END, IMAGE, build
@@ -90,11 +92,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("state", type=Path)
     parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER")
     options = parser.parse_args(arguments)
-    if not options.state.exists():
-        print(f"{options.state} is not there; give the .pt of a stage of training.", file=sys.stderr)
-        return 2
     networks = Networks(Sizes())
-    networks.load_state_dict(torch.load(options.state, map_location="cpu", weights_only=True)["modules"])
+    try:
+        networks.load_state_dict(state.read(options.state)["modules"])
+    except ExportError as error:
+        print(error, file=sys.stderr)
+        return 2
     save(networks.reader, options.folder)
     return 0
 

@@ -20,12 +20,14 @@ import torch
 from torch import Tensor
 
 from handlens_export.errors import CheckpointError, ExportError
+from handlens_export.reader import state
 from handlens_export.reader.batches import Batch, from_step
 from handlens_export.reader.fonts import font_files
 from handlens_export.reader.initial import begin
 from handlens_export.reader.losses import losses_of
 from handlens_export.reader.model import Networks, Sizes
 from handlens_export.reader.optimizer import Optimizer
+from handlens_export.reader.options import at_least
 from handlens_export.reader.stages import PARTS, Stage, stages
 
 WARM_UP = 200
@@ -73,18 +75,18 @@ class Run:
         return self.folder / f"{self.name}.pt"
 
     def start(self) -> None:
-        """Go on from the stage's own state, else from the stages before it: CheckpointError if one is missing."""
+        """Go on from the stage's own state, else from the stages before it. CheckpointError: one is missing, or damaged."""
         if self.path.exists():
-            state = torch.load(self.path, map_location=self.device, weights_only=True)
-            self.networks.load_state_dict(state["modules"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            self.step, self.examples, self.seconds = state["step"], state["examples"], state["seconds"]
+            kept = state.read(self.path, self.device)
+            self.networks.load_state_dict(kept["modules"])
+            self.optimizer.load_state_dict(kept["optimizer"])
+            self.step, self.examples, self.seconds = kept["step"], kept["examples"], kept["seconds"]
             return
         for before in self.stage.after:
             path = self.folder / f"{before}.pt"
             if not path.exists():
                 raise CheckpointError(f"Stage {self.name} starts from {path}, which is missing; train {before} first.")
-            weights = torch.load(path, map_location=self.device, weights_only=True)["modules"]
+            weights = state.read(path, self.device)["modules"]
             prefixes = PARTS.get(before, ("",))
             self.networks.load_state_dict({k: v for k, v in weights.items() if k.startswith(prefixes)}, strict=False)
         if not self.stage.after and "dense" in self.stage.losses:
@@ -93,16 +95,14 @@ class Run:
 
     def save(self) -> None:
         """Whole or not at all."""
-        part = self.path.with_suffix(".part")
-        state = {
+        kept = {
             "modules": self.networks.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
             "examples": self.examples,
             "seconds": self.seconds,
         }
-        torch.save(state, part)
-        part.replace(self.path)
+        state.write(self.path, kept)
 
     def go(self, until: float, workers: int) -> None:
         """Step until the stage's end or the moment `until`."""
@@ -168,10 +168,10 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stage", choices=("dense", "copy", "language", "align", "joint"))
     parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--workers", type=int, default=1, help="processes that draw")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so long, to go on later")
-    parser.add_argument("--steps", type=int, help="in place of the stage's own number")
+    parser.add_argument("--threads", type=at_least(1, int), default=torch.get_num_threads())
+    parser.add_argument("--workers", type=at_least(0, int), default=1, help="processes that draw")
+    parser.add_argument("--minutes", type=at_least(0.1, float), default=1e9, help="stop after so long, to go on later")
+    parser.add_argument("--steps", type=at_least(1, int), help="in place of the stage's own number")
     return parser.parse_args(arguments)
 
 
