@@ -75,7 +75,10 @@ class Run:
         return self.folder / f"{self.name}.pt"
 
     def start(self) -> None:
-        """Go on from the stage's own state, else from the stages before it. CheckpointError: one is missing, or damaged."""
+        """Go on from the stage's own state, else from the stages before it.
+
+        Raises CheckpointError where one is missing or damaged.
+        """
         if self.path.exists():
             kept = state.read(self.path, self.device)
             self.networks.load_state_dict(kept["modules"])
