@@ -14,9 +14,10 @@ from PIL import ImageFont
 
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import plan
-from handlens_export.network.load import load
+from handlens_export.network.load import load as load_weights
 from handlens_export.network.network import Network
 from handlens_export.reader import examples
+from handlens_export.reader.batch import Batch
 from handlens_export.reader.batches import RULE, Batches, Mix
 from handlens_export.reader.camera import SAME, _turned
 from handlens_export.reader.examples import TILE
@@ -25,8 +26,8 @@ from handlens_export.reader.labels import CHARACTERS, COLOURS, SHAPES, UNREADABL
 from handlens_export.reader.losses import losses_of
 from handlens_export.reader.model import Networks, Reader, Sizes
 from handlens_export.reader.page import Page
+from handlens_export.reader.save import load, save
 from handlens_export.reader.save import main as save_main
-from handlens_export.reader.save import save
 from handlens_export.reader.stages import Stage
 from handlens_export.reader.tokenizer import build
 from handlens_export.reader.train import Run, main
@@ -126,7 +127,7 @@ def test_a_step_that_draws_only_chat_is_learned_from(mix: Mix) -> None:
 
 
 def test_a_batch_asks_as_the_chat_template_does(mix: Mix) -> None:
-    batch = Batches(mix, SMALL)[1]
+    batch = Batches(replace(mix, conversations=1.0), SMALL)[1]
     text = build().decode(batch.ids[0].tolist(), skip_special_tokens=False)
     image = "<image>" * int(batch.places[0].sum())
     assert text.startswith(f"<|user|>{image}")
@@ -135,6 +136,56 @@ def test_a_batch_asks_as_the_chat_template_does(mix: Mix) -> None:
     assert answers.count("<|end|>") == len(batch.kinds[0])
     for answer in answers.split("<|end|>")[:-1]:
         assert f"<|assistant|>{answer}<|end|>" in text
+
+
+def test_questions_that_stand_alone_see_the_picture_and_not_each_other(mix: Mix) -> None:
+    """Each is answered as if it were the only one: same logits as its own batch of one turn."""
+    torch.manual_seed(0)
+    reader = Reader(SMALL).eval()
+    batch = Batches(replace(mix, conversations=0.0), SMALL)[1]
+    rows = torch.randn(int(batch.places.sum()), SMALL.width)
+    with torch.no_grad():
+        together = reader.logits(rows, batch, batch.segments > 0)
+        each = []
+        begin = 0
+        for row, kinds in enumerate(batch.kinds):
+            image = int(batch.places[row].sum())
+            for number in range(1, len(kinds) + 1):
+                kept = torch.cat((torch.arange(image + 1), torch.where(batch.segments[row] == number)[0]))
+                alone = replace(
+                    batch,
+                    ids=batch.ids[row, kept][None],
+                    places=batch.places[row, kept][None],
+                    positions=torch.arange(len(kept))[None],
+                    segments=torch.zeros(1, len(kept), dtype=torch.long),
+                )
+                wanted = torch.arange(len(kept))[None] > image
+                each.append(reader.logits(rows[begin : begin + image], alone, wanted))
+            begin += image
+    assert sum(map(len, batch.kinds)) > len(batch.kinds)
+    torch.testing.assert_close(together, torch.cat(each), rtol=0, atol=1e-5)
+
+
+def test_frozen_weights_stay_as_they_are(mix: Mix, tmp_path: Path) -> None:
+    stage = Stage(mix, {"answers": 1.0}, steps=2, learning_rate=1e-2, frozen=("reader.vision_tower",))
+    made = Run("test", stage, Networks(SMALL), tmp_path)
+    before = {name: weight.clone() for name, weight in made.networks.reader.state_dict().items()}
+    made.go(float("inf"), workers=0)
+    changed = {name for name, w in made.networks.reader.state_dict().items() if not torch.equal(w, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"downsampler", "projector", "language_model"}
+
+
+def test_a_stage_begins_from_a_saved_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reader = Networks(Sizes()).reader
+    save(reader, tmp_path)
+    other = Networks(Sizes()).reader
+    load(other, tmp_path)
+    for name, weight in reader.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[name], weight.bfloat16().float(), rtol=0, atol=0, msg=name)
+    for wrong in (b"", b"no weights"):
+        (tmp_path / "model.safetensors").write_bytes(wrong)
+        assert main(["joint", "-o", str(tmp_path / "out"), "--from", str(tmp_path), "--workers", "0"]) == 2
+        assert "give a folder that save wrote" in capsys.readouterr().err
 
 
 def run(mix: Mix, folder: Path, until: float) -> Run:
@@ -193,7 +244,7 @@ def test_exact_is_the_share_of_whole_answers(mix: Mix) -> None:
     class Knowing(Reader):
         """Says what was asked for, but for one token of the first answer."""
 
-        def logits(self, image_rows, ids, places, wanted):
+        def logits(self, image_rows, batch, wanted):
             targets = batch.targets[wanted].clone()
             targets[0] = (targets[0] + 1) % 512
             return torch.nn.functional.one_hot(targets, 512).float() * 50
@@ -212,13 +263,21 @@ def test_the_saved_checkpoint_is_the_trained_network(tmp_path: Path) -> None:
     save(reader, tmp_path / "checkpoint")
     planned = plan(read(tmp_path / "checkpoint"), Recipe())
     network = Network(planned.config, 256).eval()
-    load(network, planned.checkpoint, planned.family)
+    load_weights(network, planned.checkpoint, planned.family)
     tiles = torch.randn(2, 3, TILE, TILE)
     image = build().token_to_id("<image>")
     ids = torch.tensor([[1, *[image] * 2 * reader.sizes.tokens_per_tile, 20, 30, 40, 0, 2]])
+    batch = Batch(
+        **dict.fromkeys(("tiles", "characters", "shapes", "colours", "targets"), torch.zeros(0)),
+        ids=ids,
+        places=ids == image,
+        positions=torch.arange(ids.shape[1])[None],
+        segments=torch.zeros_like(ids),
+        kinds=(),
+    )
     with torch.no_grad():
         rows = reader.rows(reader.features(tiles)).flatten(0, 1)
-        expected = reader.logits(rows, ids, ids == image, torch.ones_like(ids, dtype=torch.bool))
+        expected = reader.logits(rows, batch, torch.ones_like(ids, dtype=torch.bool))
     torch.testing.assert_close(network(ids, tiles, image)[0], expected, rtol=0, atol=2e-5)
     assert planned.checkpoint.config["image_token_id"] == image
     assert TOKENIZER in {path.name for path in (tmp_path / "checkpoint").iterdir()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from random import Random
 
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from handlens_export.reader.batch import Batch
 from handlens_export.reader.chat import chat
 from handlens_export.reader.examples import TILE, example
 from handlens_export.reader.fonts import Family
@@ -59,32 +60,9 @@ class Mix:
     """Of the questions about pictures."""
     pictures: bool = True
     """False leaves the pixels out, where only labels are wanted."""
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Tensors of one step."""
-
-    tiles: Tensor
-    """(n, 3, tile, tile) normalized, all examples' one after another; (0,) where the mix has no pictures."""
-    characters: Tensor
-    """(n, patches, SLOTS) int64."""
-    shapes: Tensor
-    """(n, patches) int64."""
-    colours: Tensor
-    ids: Tensor
-    """(examples, t) int64, padded at the right with the end token."""
-    places: Tensor
-    """(examples, t) bool: the image tokens."""
-    targets: Tensor
-    """(examples, t) int64: the token after each position where it belongs to an answer, else -1."""
-    kinds: tuple[tuple[str, ...], ...]
-    """Of each example's turns."""
-
-    def to(self, device: torch.device) -> Batch:
-        """The same on another device."""
-        tensors = ("tiles", "characters", "shapes", "colours", "ids", "places", "targets")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
+    conversations: float = 0.2
+    """Share of examples whose questions are turns of one conversation; in the others none sees another, since an
+    earlier answer often holds a later one."""
 
 
 class Batches(Dataset[Batch]):
@@ -107,8 +85,9 @@ class Batches(Dataset[Batch]):
 
     def _one(self, random: Random, grid: tuple[int, int]) -> _One:
         mix = self.mix
+        alone = random.random() >= mix.conversations
         if random.random() < mix.chat:
-            return _One(None, None, chat(random, mix.questions), self.tokenizer, 0)
+            return _One(None, None, chat(random, mix.questions), self.tokenizer, 0, alone)
         made = example(random, mix.layouts, mix.typefaces, grid, mix.questions, mix.pictures, mix.kinds)
         while not made.turns:  # a page about which nothing unambiguous can be asked
             made = example(random, mix.layouts, mix.typefaces, grid, mix.questions, mix.pictures, mix.kinds)
@@ -116,39 +95,54 @@ class Batches(Dataset[Batch]):
         canvas = Canvas(made.picture.size, columns, rows, TILE, self.sizes.patch, (columns, rows) != (1, 1))
         dense = labels(made.page, made.where, canvas)
         pixels = torch.from_numpy(prepare(made.picture, RULE).pixels) if mix.pictures else None
-        return _One(pixels, dense, made.turns, self.tokenizer, len(dense.shapes) * self.sizes.tokens_per_tile)
+        image = len(dense.shapes) * self.sizes.tokens_per_tile
+        return _One(pixels, dense, made.turns, self.tokenizer, image, alone)
 
 
 class _One:
     """An example as tokens; its image tokens come first, as the chat template has them."""
 
     def __init__(
-        self, pixels: Tensor | None, dense: Labels | None, turns: tuple[Turn, ...], tokenizer: Tokenizer, image: int
+        self,
+        pixels: Tensor | None,
+        dense: Labels | None,
+        turns: tuple[Turn, ...],
+        tokenizer: Tokenizer,
+        image: int,
+        alone: bool,
     ) -> None:
         self.pixels, self.dense = pixels, dense
         self.kinds = tuple(turn.kind for turn in turns)
         vocabulary = tokenizer.get_vocab()
-        special = {token: vocabulary[token] for token in (USER, ASSISTANT, END, IMAGE)}
-        self.ids: list[int] = []
-        self.answer: list[bool] = []
-        for turn in turns:
-            asked = [special[USER], *([special[IMAGE]] * image if not self.ids else [])]
-            asked += [*tokenizer.encode(turn.question).ids, special[END], special[ASSISTANT]]
-            said = [*tokenizer.encode(turn.answer).ids, special[END]]
+        user, assistant, end, self.image = (vocabulary[token] for token in (USER, ASSISTANT, END, IMAGE))
+        self.ids = [user, *[self.image] * image]
+        self.answer = [False] * len(self.ids)
+        self.positions = list(range(len(self.ids)))
+        self.segments = [0] * len(self.ids)
+        first = len(self.ids)
+        for number, turn in enumerate(turns):
+            again = [user] if number and not alone else []
+            asked = [*again, *tokenizer.encode(turn.question).ids, end, assistant]
+            said = [*tokenizer.encode(turn.answer).ids, end]
             self.ids += asked + said
             self.answer += [False] * len(asked) + [True] * len(said)
-        self.image = special[IMAGE]
+            begin = first if alone else len(self.positions)
+            self.positions += range(begin, begin + len(asked) + len(said))
+            self.segments += [number + 1 if alone else 0] * (len(asked) + len(said))
 
 
 def _joined(drawn: list[_One], sizes: Sizes) -> Batch:
     longest = max(len(one.ids) for one in drawn)
     ids = torch.zeros(len(drawn), longest, dtype=torch.long)
     targets = torch.full((len(drawn), longest), -1, dtype=torch.long)
+    positions, segments = torch.zeros_like(ids), torch.zeros_like(ids)
     for row, one in enumerate(drawn):
         tokens = torch.tensor(one.ids)
         ids[row, : len(tokens)] = tokens
         after = torch.where(torch.tensor(one.answer), tokens, -1)
         targets[row, : len(tokens) - 1] = after[1:]
+        positions[row, : len(tokens)] = torch.tensor(one.positions)
+        segments[row, : len(tokens)] = torch.tensor(one.segments)
     pixels = [one.pixels for one in drawn if one.pixels is not None]
     dense = [one.dense for one in drawn if one.dense is not None]
     patches = (sizes.tile // sizes.patch) ** 2
@@ -168,6 +162,8 @@ def _joined(drawn: list[_One], sizes: Sizes) -> Batch:
         ids=ids,
         places=ids.eq(drawn[0].image),
         targets=targets,
+        positions=positions,
+        segments=segments,
         kinds=tuple(one.kinds for one in drawn),
     )
 

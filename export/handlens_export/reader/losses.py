@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from handlens_export.reader.batches import Batch
+from handlens_export.reader.batch import Batch
 from handlens_export.reader.labels import EMPTY
 from handlens_export.reader.model import Networks, Reader
 
@@ -76,7 +76,7 @@ def answers(reader: Reader, rows: Tensor, batch: Batch) -> tuple[Tensor, dict[st
     With the tokens before it given, an answer is right throughout exactly if greedy decoding would say it.
     """
     wanted = batch.targets >= 0
-    logits = reader.logits(rows.flatten(0, -2), batch.ids, batch.places, wanted).float()
+    logits = reader.logits(rows.flatten(0, -2), batch, wanted).float()
     targets = batch.targets[wanted]
     loss = F.cross_entropy(logits, targets)
     right = torch.zeros_like(batch.targets, dtype=torch.bool)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
 from handlens_export.network.projector import merge_patches
+from handlens_export.reader.batch import Batch
 from handlens_export.reader.labels import CHARACTER_CLASSES, COLOUR_CLASSES, SHAPE_CLASSES, SLOTS
 from handlens_export.reader.tokenizer import VOCABULARY
 
@@ -80,16 +81,32 @@ class Reader(nn.Module):
         out: Tensor = self.projector(self.downsampler(merge_patches(features, self.sizes.downsample)))
         return out
 
-    def logits(self, image_rows: Tensor, ids: Tensor, places: Tensor, wanted: Tensor) -> Tensor:
-        """Logits after the positions `wanted` (b, t) of ids (b, t), (n, vocabulary); `places` take the image rows.
+    def logits(self, image_rows: Tensor, batch: Batch, wanted: Tensor) -> Tensor:
+        """Logits after the positions `wanted` (b, t) of a batch, (n, vocabulary); its `places` take the image rows.
 
         Sequences are padded at the right, where a causal decoder does not look.
         """
-        embedded = self.language_model.model.embed_tokens(ids)
-        embedded = embedded.masked_scatter(places[..., None], image_rows.to(embedded.dtype))
-        hidden = self.language_model.model(inputs_embeds=embedded, use_cache=False).last_hidden_state
+        embedded = self.language_model.model.embed_tokens(batch.ids)
+        embedded = embedded.masked_scatter(batch.places[..., None], image_rows.to(embedded.dtype))
+        hidden = self.language_model.model(
+            inputs_embeds=embedded,
+            position_ids=batch.positions,
+            attention_mask=_hidden(batch.segments),
+            use_cache=False,
+        ).last_hidden_state
         out: Tensor = self.language_model.lm_head(hidden[wanted])
         return out
+
+
+def _hidden(segments: Tensor) -> Tensor:
+    """Segments (b, t) -> what is added to scores (b, 1, t, t): nothing where a row sees a column, else minus infinity.
+
+    It sees what is before it, of its own segment or of segment 0.
+    """
+    columns = segments[:, None, None, :]
+    seen = (columns == 0) | (columns == segments[:, None, :, None])
+    seen = seen & torch.ones_like(seen[:1, :1]).tril()
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, float("-inf"))
 
 
 class DenseHead(nn.Module):

@@ -9,13 +9,17 @@ from torch import Tensor, nn
 
 
 class Optimizer:
-    """Steps a module's parameters, both optimizers at one rate: Muon's updates are scaled to AdamW's size."""
+    """Steps those of a module's parameters that want gradients, both optimizers at one rate.
+
+    Muon's updates are scaled to AdamW's size.
+    """
 
     def __init__(self, modules: nn.Module, weight_decay: float = 0.02) -> None:
         matrices: list[nn.Parameter] = []
         rest: list[nn.Parameter] = []
         for name, parameter in modules.named_parameters():
-            (matrices if _inside_a_block(name, parameter) else rest).append(parameter)
+            if parameter.requires_grad:
+                (matrices if _inside_a_block(name, parameter) else rest).append(parameter)
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.Muon(matrices, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"),
             torch.optim.AdamW(rest, betas=(0.9, 0.98), weight_decay=0.0),

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from handlens_export.errors import ExportError
+from handlens_export.errors import CheckpointError, ExportError
 from handlens_export.reader import state
 from handlens_export.reader.batches import MAX_GRID, RULE
 from handlens_export.reader.model import Networks, Reader, Sizes, text_config, vision_config
@@ -62,6 +63,18 @@ def save(reader: Reader, folder: Path) -> None:
         if name != TIED
     }
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def load(reader: Reader, folder: Path) -> None:
+    """Give a reader the weights of a folder that `save` wrote. Raises CheckpointError where there are none."""
+    path = folder / "model.safetensors"
+    try:
+        weights = load_file(path)
+        reader.load_state_dict({**weights, TIED: weights["language_model.model.embed_tokens.weight"]})
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{path} does not hold the weights of a reader; give a folder that save wrote."
+        ) from error
 
 
 def _config(sizes: Sizes, ids: dict[str, int]) -> dict[str, Any]:

@@ -28,6 +28,8 @@ class Stage:
     """Warmed up over the first 200 steps, and brought to zero over the last quarter."""
     after: tuple[str, ...] = ()
     """Stages whose weights it starts from, later ones' over earlier ones'."""
+    frozen: tuple[str, ...] = ()
+    """Prefixes of the weights that it leaves as they are."""
 
 
 def stages() -> dict[str, Stage]:
@@ -61,12 +63,20 @@ def stages() -> dict[str, Stage]:
             learning_rate=1.5e-3,
             after=("language", "dense"),
         ),
+        "answers": Stage(
+            Mix("answers", plain, fonts, (*ONE * 4, *FEW), tiles=20, questions=8, chat=0.04),
+            {"answers": 1.0},
+            steps=12_000,
+            learning_rate=2e-3,
+            after=("align",),
+            frozen=("reader.vision_tower", "head", "oracle"),
+        ),
         "joint": Stage(
             Mix("joint", TRAINED, fonts, (*FEW * 3, *MANY), tiles=24, questions=8, chat=0.05),
             {"dense": 0.3, "rows": 0.3, "answers": 1.0},
             steps=30_000,
             learning_rate=1.5e-3,
-            after=("align",),
+            after=("answers",),
         ),
     }
 

@@ -21,13 +21,15 @@ from torch import Tensor
 
 from handlens_export.errors import CheckpointError, ExportError
 from handlens_export.reader import state
-from handlens_export.reader.batches import Batch, from_step
+from handlens_export.reader.batch import Batch
+from handlens_export.reader.batches import from_step
 from handlens_export.reader.fonts import font_files
 from handlens_export.reader.initial import begin
 from handlens_export.reader.losses import losses_of
 from handlens_export.reader.model import Networks, Sizes
 from handlens_export.reader.optimizer import Optimizer
 from handlens_export.reader.options import at_least
+from handlens_export.reader.save import load
 from handlens_export.reader.stages import PARTS, Stage, stages
 
 WARM_UP = 200
@@ -47,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     run = Run(options.stage, stage, Networks(Sizes()), options.folder)
     try:
-        run.start()
+        run.start(options.checkpoint)
         for family in stage.mix.typefaces:  # fetched here, where a failure is a sentence, not in a worker
             font_files(family)
     except ExportError as error:
@@ -64,6 +66,8 @@ class Run:
         self.name, self.stage, self.networks, self.folder = name, stage, networks, folder
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         networks.to(self.device)
+        for weight, parameter in networks.named_parameters():
+            parameter.requires_grad_(not weight.startswith(stage.frozen))
         self.optimizer = Optimizer(networks)
         self.step = 0
         self.examples = 0
@@ -74,8 +78,8 @@ class Run:
         """Of the state."""
         return self.folder / f"{self.name}.pt"
 
-    def start(self) -> None:
-        """Go on from the stage's own state, else from the stages before it.
+    def start(self, checkpoint: Path | None = None) -> None:
+        """Go on from the stage's own state, else from a checkpoint folder, else from the stages before it.
 
         Raises CheckpointError where one is missing or damaged.
         """
@@ -84,6 +88,9 @@ class Run:
             self.networks.load_state_dict(kept["modules"])
             self.optimizer.load_state_dict(kept["optimizer"])
             self.step, self.examples, self.seconds = kept["step"], kept["examples"], kept["seconds"]
+            return
+        if checkpoint:
+            load(self.networks.reader, checkpoint)
             return
         for before in self.stage.after:
             path = self.folder / f"{before}.pt"
@@ -134,7 +141,7 @@ class Run:
         norm = self.optimizer.step(self._rate())
         self.step += 1
         self.examples += len(batch.ids)
-        return {**{name: float(part) for name, part in parts.items()}, **told, "norm": norm}
+        return {**{name: float(part.detach()) for name, part in parts.items()}, **told, "norm": norm}
 
     def _rate(self) -> float:
         left = (self.stage.steps - self.step) / (self.stage.steps / 4)
@@ -169,12 +176,19 @@ class _Mean:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stage", choices=("dense", "copy", "language", "align", "joint"))
+    parser.add_argument("stage", choices=("dense", "copy", "language", "align", "answers", "joint"))
     parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--threads", type=at_least(1, int), default=torch.get_num_threads())
     parser.add_argument("--workers", type=at_least(0, int), default=1, help="processes that draw")
     parser.add_argument("--minutes", type=at_least(0.1, float), default=1e9, help="stop after so long, to go on later")
     parser.add_argument("--steps", type=at_least(1, int), help="in place of the stage's own number")
+    parser.add_argument(
+        "--from",
+        dest="checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="begin from a saved reader, such as assets/reader, in place of the stages before",
+    )
     return parser.parse_args(arguments)
 
 
