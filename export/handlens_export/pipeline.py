@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import gc
+import os
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from handlens_export.bundle import check_target, file_entries, staged, write_golden, write_manifest
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import KV_SCALES, Plan, describe, plan
+from handlens_export.forecast.host import LAYER_SECONDS
 from handlens_export.gate import Gate, check_readable, judge
+from handlens_export.lower.jobs import Job, run
 from handlens_export.lower.lowering import LoweringSpec, check_delegation, find
 from handlens_export.network import decoding
 from handlens_export.network.load import Parameters
@@ -31,7 +35,7 @@ from handlens_runtime.manifest import BackendGraphs, BackendName, Manifest
 from handlens_runtime.tokenizer import Tokenizer
 
 Progress = Callable[[str, float], None]
-"""Called with a stage's name ("read", "quantize", "lower executorch", …) and the share of the whole done, 0 to 1."""
+"""Called with a stage's name ("read", "quantize", "lower", …) and the share of the whole done, 0 to 1."""
 
 Warn = Callable[[str], None]
 """Called with one sentence for each thing that the checkpoint asks for and the bundle does not do."""
@@ -50,6 +54,7 @@ def export(
     lora: Path | None = None,
     gate: Gate | None = None,
     force: bool = False,
+    jobs: int | None = None,
     progress: Progress | None = None,
     warn: Warn | None = None,
 ) -> Manifest:
@@ -61,6 +66,7 @@ def export(
     EvaluationError where its set cannot be read or asked.
     Finished layers are kept in the cache folder: an export that was killed goes on where it was, and one with other
     backends, context or chunk rounds nothing again. Raises TargetError also where the cache's disk is full.
+    `jobs` programs are lowered at once, each in a process of its own; left out, as many as there are cores.
     What the checkpoint asks for and does not get goes to `warn`; without one, to Python's `warnings`.
     """
     stage = _Stages(progress or (lambda _stage, _share: None), gated=gate is not None)
@@ -94,7 +100,7 @@ def export(
         stage.done("calibrate")
 
         spec = _spec(planned, recipe, scales)
-        graphs = _lower(network, spec, recipe, folder, stage)
+        graphs = _lower(network, spec, recipe, folder, jobs or _cores(), stage.within("lower"))
         del network
         stage.done("lower")
 
@@ -114,20 +120,36 @@ def export(
 
 
 def _lower(
-    network: Network, spec: LoweringSpec, recipe: Recipe, folder: Path, stage: _Stages
+    network: Network, spec: LoweringSpec, recipe: Recipe, folder: Path, at_once: int, progress: Callable[[float], None]
 ) -> dict[BackendName, BackendGraphs]:
-    """Each backend's programs."""
+    """Each backend's programs, their parts side by side."""
+    names = [(backend, part) for backend in recipe.backends for part in find(backend).parts(network)]
+    todo = [
+        Job(f"Lowering {part} for {backend}", *_job(backend, part, network, spec, folder)) for backend, part in names
+    ]
+    made = dict(zip(names, run(todo, at_once, progress), strict=True))
+    let_go()
     graphs: dict[BackendName, BackendGraphs] = {}
-    for index, backend in enumerate(recipe.backends):
-        # The last one takes the network itself, so that weights are freed as it packs them.
-        own = network if index == len(recipe.backends) - 1 else shallow_copy(network)
-        within = stage.within(f"lower {backend}", index / len(recipe.backends), 1 / len(recipe.backends))
-        graphs[backend] = find(backend).lower(own, spec, folder, within)
+    for backend in recipe.backends:
+        graphs[backend] = find(backend).join([made[name] for name in names if name[0] == backend], folder)
         check_delegation(backend, graphs[backend], recipe.max_portable, recipe.float_roles)
-        del own
-        gc.collect()  # programs refer to themselves, and with them to a copy of all weights
-        let_go()
     return graphs
+
+
+def _job(
+    backend: BackendName, part: str, network: Network, spec: LoweringSpec, folder: Path
+) -> tuple[float, Callable[[Callable[[float], None]], Any]]:
+    """How long one part takes, in seconds or so, and what does it."""
+    layers = network.config.decoder.layers
+    if part != "decoder":
+        layers = network.config.vision.layers if network.config.vision and part == "vision" else 0
+
+    def lowered(progress: Callable[[float], None]) -> Any:
+        made = find(backend).lower_part(part, shallow_copy(network), spec, folder, progress)
+        gc.collect()  # programs refer to themselves, and with them to all that was packed
+        return made
+
+    return 1 + layers * LAYER_SECONDS[backend], lowered
 
 
 def _spec(planned: Plan, recipe: Recipe, scales: tuple[Scales, ...] | None) -> LoweringSpec:
@@ -139,6 +161,11 @@ def _spec(planned: Plan, recipe: Recipe, scales: tuple[Scales, ...] | None) -> L
         eos_ids=planned.chat.stop_ids,
         kv_scales=scales,
     )
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Stages:

@@ -39,14 +39,21 @@ def prepare_prompt(manifest: Manifest, tokenizer: Tokenizer, messages: Sequence[
 
 
 @torch.no_grad()
-def embed(network: Network, prepared: PreparedPrompt) -> Tensor:
-    """Rows (1, t, width): token embeddings, and each picture's encoded rows in their places."""
-    encoded = {
+def embed(network: Network, prepared: PreparedPrompt, most: int | None = None) -> Tensor:
+    """Rows (1, t, width): token embeddings, and each picture's encoded rows in their places; the first `most` of them,
+    for which no more tiles are encoded than they need.
+    """
+    keys = prepared.prompt.keys[:most]
+    needed: dict[str, int] = {}
+    for key in keys:
+        if isinstance(key, tuple):
+            needed[key[0]] = max(needed.get(key[0], 0), key[1] + 1)
+    per_tile = network.config.tokens_per_tile
+    encoded = {}
+    for picture, count in needed.items():
         # One tile at a time: the encoder's activations for many are what fills memory.
-        key: torch.cat([network.encode(torch.from_numpy(tile[None]))[0][0] for tile in tiles.pixels])
-        for key, tiles in prepared.tiles.items()
-    }
-    keys = prepared.prompt.keys
+        tiles = prepared.tiles[picture].pixels[: -(-count // per_tile)]
+        encoded[picture] = torch.cat([network.encode(torch.from_numpy(tile[None]))[0][0] for tile in tiles])
     ids = torch.tensor([[0 if isinstance(key, tuple) else key for key in keys]])
     rows: Tensor = network.decoder.embedding(ids).clone()
     for index, key in enumerate(keys):

@@ -60,6 +60,7 @@ def export(
     gate: StrPath | None = None,
     gate_accuracy: float = 0.9,
     force: bool = False,
+    jobs: int | None = None,
     progress: Progress | None = None,
     warn: Warn | None = None,
 ) -> Manifest:
@@ -69,6 +70,7 @@ def export(
     cache, context and backends; `lora` is merged into the weights. What the checkpoint asks for and does not get, such
     as beam search, goes to `warn`; without one, to Python's `warnings`. With `gate`, an evaluation set as `evaluate`
     reads, every backend must answer at least `gate_accuracy` of the questions exactly, or there is no bundle.
+    `jobs` programs are lowered at once, as many as there are cores where left out.
     Needs the extra `export`.
     Raises CheckpointError, UnsupportedError, TargetError, EvaluationError, GateError.
     """
@@ -84,6 +86,7 @@ def export(
         lora=Path(lora) if lora else None,
         gate=Gate(Path(gate), gate_accuracy) if gate else None,
         force=force,
+        jobs=jobs,
         progress=progress,
         warn=warn,
     )

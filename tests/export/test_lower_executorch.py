@@ -9,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 from executorch.runtime import Runtime
 from torch import nn
 
 from handlens_export.errors import UnsupportedError
-from handlens_export.lower import executorch
-from handlens_export.lower.executorch_attention import Int8Cache, floats, scales_per_token, whole
+from handlens_export.lower import executorch, lowering
+from handlens_export.lower.executorch_attention import Int8Cache, floats, lengths_delegated, scales_per_token, whole
 from handlens_export.lower.executorch_leaves import ByteEmbedding, linear
+from handlens_export.lower.executorch_memory import weights_shared
 from handlens_export.lower.lowering import LoweringSpec, check_delegation
 from handlens_export.network.attention import Step
 from handlens_export.network.config import DecoderConfig, NetworkConfig, ProjectorConfig, VisionConfig
@@ -88,7 +91,7 @@ def lowered(
     quantize_all(network, bits, group, embedding_bits)
     reference = executorch.reference(copy.deepcopy(network), spec)
     shares: list[float] = []
-    graphs = executorch.lower(network, spec, folder, shares.append)
+    graphs = lowering.lower("executorch", network, spec, folder, shares.append)
     assert shares == sorted(shares) and shares[-1] == 1.0
     sizes = Sizes.model_construct(
         vocab_size=VOCAB,
@@ -357,3 +360,37 @@ def test_eager_int8_cache_forgets_what_it_overwrites():
     expected = run(whole, 0, 6)
     run(again, 0, 6)
     torch.testing.assert_close(run(again, 2, 6), expected[:, 2:])
+
+
+def test_methods_lowered_apart_are_the_program_lowered_whole(tmp_path):
+    """Joined, they say what ExecuTorch's exporter makes of all methods together; only padding differs."""
+    network, spec = network_of(vision=True), LoweringSpec(CONTEXT, MAX_CHUNK, "int8", bos_id=7, eos_ids=(3, 5))
+    quantize_all(network, 4, 32, 8)
+    lowering.lower("executorch", network, spec, tmp_path / "apart", lambda share: None)
+    both = executorch.reference(copy.deepcopy(network), spec)
+    programs = {name: p for part in executorch.parts(both) for name, p in executorch._trace(part, both, spec).items()}
+    with weights_shared(tmp_path), lengths_delegated():
+        edge = to_edge_transform_and_lower(
+            programs,
+            partitioner={name: [XnnpackPartitioner()] for name in programs},
+            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            constant_methods=executorch._metadata(both, spec),
+        )
+    whole = tmp_path / "whole.pte"
+    whole.write_bytes(edge.to_executorch(executorch.CONFIG).buffer)
+    apart = (tmp_path / "apart" / executorch.FILE).read_bytes()
+    assert len(apart) == pytest.approx(whole.stat().st_size, rel=0.15)
+    one, other = (Runtime.get().load_program(data) for data in (apart, whole.read_bytes()))
+    assert one.method_names == other.method_names
+    tiles = torch.randn(1, 3, network.vision.config.image_size, network.vision.config.image_size)
+    ids, rows = torch.tensor([[1, 2, 3]]), torch.randn(1, 3, network.config.decoder.width)
+    for name, inputs in {
+        "vision_encoder": (tiles,),
+        "token_embedding": (ids,),
+        "text_decoder": (rows, torch.zeros(1, dtype=torch.int64)),
+        "get_max_context_len": (),
+    }.items():
+        given, expected = (list(program.load_method(name).execute(inputs)) for program in (one, other))
+        for a, b in zip(given, expected, strict=True):
+            assert torch.equal(torch.as_tensor(a), torch.as_tensor(b)), name
+    assert not (tmp_path / "apart" / executorch.PACKED).exists()

@@ -21,16 +21,16 @@ def lowered(exported: torch.export.ExportedProgram) -> bytes:
     return buffer
 
 
-def test_a_partition_gets_a_graph_of_its_own_around_the_same_tensors():
+def test_a_partition_gets_a_graph_of_its_own_around_the_same_tensors(tmp_path):
     exported = program()
-    with weights_shared():
+    with weights_shared(tmp_path):
         copied = XnnpackBackend.copy_exported_program_for_preprocess(exported, [])
     assert copied.graph_module is not exported.graph_module and copied.state_dict is not exported.state_dict
     for name, tensor in exported.state_dict.items():
         assert copied.state_dict[name].data_ptr() == tensor.data_ptr()
 
 
-def test_weights_are_not_copied_and_the_program_is_the_plain_exporters(monkeypatch):
+def test_weights_are_not_copied_and_the_program_is_the_plain_exporters(monkeypatch, tmp_path):
     """The hook is one of ExecuTorch's own, which another version may not call."""
     copied, gone = [], []
     copy = torch.nn.Parameter.__deepcopy__
@@ -39,14 +39,25 @@ def test_weights_are_not_copied_and_the_program_is_the_plain_exporters(monkeypat
     plain = lowered(program())
     assert copied and not gone
     copied.clear()
-    with weights_shared():
+    with weights_shared(tmp_path):
         assert lowered(program()) == plain
     assert not copied and gone
 
 
-def test_the_exporter_is_itself_again_also_after_a_failure():
+def test_the_exporter_is_itself_again_also_after_a_failure(tmp_path):
     preprocess, copied = XnnpackBackend.preprocess, XnnpackBackend.copy_exported_program_for_preprocess.__func__
-    with pytest.raises(KeyError), weights_shared():
+    with pytest.raises(KeyError), weights_shared(tmp_path):
         raise KeyError
     assert XnnpackBackend.preprocess is preprocess
     assert XnnpackBackend.copy_exported_program_for_preprocess.__func__ is copied
+
+
+def test_large_packed_weights_wait_on_disk(tmp_path):
+    """And the program that is written is the same to the byte."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(256, 128)
+    exported = torch.export.export(layer, (torch.zeros(1, 256),))
+    plain = lowered(exported)
+    with weights_shared(tmp_path):
+        assert lowered(torch.export.export(layer, (torch.zeros(1, 256),))) == plain
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 256 * 128 * 4

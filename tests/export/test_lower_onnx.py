@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from handlens_export.errors import UnsupportedError
-from handlens_export.lower import onnx
+from handlens_export.lower import lowering, onnx
 from handlens_export.lower.lowering import LoweringSpec
 from handlens_export.network.config import DecoderConfig, NetworkConfig, ProjectorConfig, VisionConfig
 from handlens_export.network.network import Network
@@ -82,7 +82,7 @@ def lowered(folder: Path, network: Network, bits: int = 4, group: int = 32, kv: 
     if bits < 32:
         quantize_all(network, bits, group)
     reference = onnx.reference(copy.deepcopy(network), spec)
-    graphs = onnx.lower(network, spec, folder, lambda done: None)
+    graphs = lowering.lower("onnx", network, spec, folder, lambda done: None)
     sizes = Sizes.model_construct(vocab_size=200, context=CONTEXT, max_chunk=MAX_CHUNK)
     manifest = Manifest.model_construct(sizes=sizes, backends={"onnx": graphs})
     return Lowered(OnnxBackend(Bundle(folder, manifest)), reference, graphs, folder)

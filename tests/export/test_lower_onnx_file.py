@@ -16,7 +16,7 @@ LOWER = """
 import sys
 from pathlib import Path
 import torch
-from handlens_export.lower import onnx
+from handlens_export.lower import lowering
 from handlens_export.lower.lowering import LoweringSpec
 from handlens_export.network.config import DecoderConfig, NetworkConfig, ProjectorConfig, VisionConfig
 from handlens_export.network.network import Network
@@ -29,7 +29,7 @@ vision = VisionConfig(28, 14, 32, 1, 2, 48, 1e-6)
 network = Network(NetworkConfig("test", decoder, vision, ProjectorConfig("linear", 32, 64)))
 for layer in network.decoder.layers:
     layer.mlp.gate_proj = QuantizedLinear(quantize(layer.mlp.gate_proj.weight.detach(), 4, 32), None)
-onnx.lower(network, LoweringSpec(32, 8, "float", None, ()), Path(sys.argv[1]), lambda done: None)
+lowering.lower("onnx", network, LoweringSpec(32, 8, "float", None, ()), Path(sys.argv[1]), lambda done: None)
 """
 
 

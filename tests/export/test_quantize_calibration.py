@@ -8,6 +8,7 @@ import torch
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import describe, plan
 from handlens_export.network.load import Parameters
+from handlens_export.network.network import Network
 from handlens_export.quantize.calibration import PICTURES, TEXTS, calibration_rows
 from handlens_export.quantize.network import quantize_network
 from handlens_export.recipe import Recipe
@@ -44,3 +45,20 @@ def test_prompts_are_cut_to_the_context(prompts):
     rows, _ = prompts("llama", 40)
     assert len(rows) == len(TEXTS)
     assert max(r.shape[1] for r in rows) == 40
+
+
+def test_no_more_tiles_are_encoded_than_the_rows_kept_need(prompts, monkeypatch):
+    """Photographs have many tiles, and the encoder is what calibration would spend its time in."""
+    encoded = []
+    encode = Network.encode
+    monkeypatch.setattr(Network, "encode", lambda self, tiles: encoded.append(len(tiles)) or encode(self, tiles))
+    whole, network = prompts("bluelm_v", 512)
+    per_tile = network.config.tokens_per_tile
+    before = sum(encoded)
+    monkeypatch.setattr("handlens_export.quantize.calibration.ROWS", per_tile + 4)
+    encoded.clear()
+    cut, _ = prompts("bluelm_v", 512)
+    assert PICTURES <= sum(encoded) <= 2 * PICTURES < before
+    for one, other in zip(cut, whole, strict=True):
+        assert one.shape[1] == min(per_tile + 4, other.shape[1])
+        torch.testing.assert_close(one, other[:, : one.shape[1]], rtol=0, atol=0)

@@ -65,6 +65,14 @@ def nano_checkpoint() -> Path:
     return folder
 
 
+def full_checkpoint() -> Path:
+    """bluelm-v-3b with random weights, 6 GB."""
+    folder = verify_folder() / "bluelm-v-3b"
+    if not folder.exists():
+        presets.init("bluelm-v-3b", folder)
+    return folder
+
+
 def nano() -> Path:
     """bluelm-v-nano, both backends."""
     return exported(nano_checkpoint(), "nano", Recipe())

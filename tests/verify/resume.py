@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,26 +38,35 @@ def two_kills_of_both() -> Outcome:
     return _kills(BOTH, tries=2)
 
 
-def _kills(recipe: str, tries: int) -> Outcome:
+def two_kills_at_full_size() -> Outcome:
+    """The 3B model, both backends: most of an hour."""
+    return _kills(BOTH, tries=2, checkpoint=bundles.full_checkpoint())
+
+
+def _kills(recipe: str, tries: int, checkpoint: Path | None = None) -> Outcome:
+    checkpoint = checkpoint or bundles.nano_checkpoint()
     chosen = random.Random(SEED)
     values: dict[str, object] = {"tries": tries}
     killed, redone, finished, differ = 0, 0, [], []
     with tempfile.TemporaryDirectory(prefix="handlens-verify-") as scratch:
         began = time.monotonic()
-        alone = _contents(_run(Path(scratch) / "alone", recipe))
+        alone = _contents(_run(Path(scratch) / "alone", recipe, checkpoint=checkpoint))
         whole, stages = time.monotonic() - began, len(_entries(Path(scratch) / "alone"))
         for index in range(tries):
             for again in range(MOST_DRAWS):  # one that came to its end before its moment is no try
                 home = Path(scratch) / f"{index}-{again}"
                 ripe = _later(whole * chosen.random()) if index % 2 == 0 else _at(home, chosen.randrange(1, stages))
-                if _kill(home, recipe, ripe):
+                if _kill(home, recipe, ripe, checkpoint):
                     killed += 1
                     break
             before = _entries(home)
             finished.append(len(before))
-            resumed = _contents(_run(home, recipe) if not (home / "bundle").exists() else home / "bundle")
+            if not (home / "bundle").exists():
+                _run(home, recipe, checkpoint=checkpoint)
+            resumed = _contents(home / "bundle")
             redone += len(before.items() - _entries(home).items())
             differ += [index] if resumed != alone else []
+            shutil.rmtree(home)
     values |= {"killed": killed, "finished layers at the kill": finished, "redone": redone, "that differ": differ}
     bar = "each is killed, none differs by a byte, no finished layer is made again"
     return Outcome(values, bar, killed == tries and not redone and not differ)
@@ -76,24 +87,25 @@ def shared() -> Outcome:
     return Outcome(values, "the same bytes; nothing is rounded again", codes == [0, 0] and not differ and not made)
 
 
-def _start(home: Path, recipe: str, name: str = "bundle") -> subprocess.Popen[bytes]:
+def _start(home: Path, recipe: str, name: str = "bundle", checkpoint: Path | None = None) -> subprocess.Popen[bytes]:
+    checkpoint = checkpoint or bundles.nano_checkpoint()
     home.mkdir(exist_ok=True)
     paths = os.pathsep.join(str(bundles.ROOT / tree) for tree in ("export", "runtime"))
     environment = {**os.environ, "PYTHONPATH": paths, "HANDLENS_CACHE": str(home / "cache"), "HANDLENS_CACHE_BYTES": ""}
-    command = [sys.executable, "-W", "ignore", "-c", EXPORT, bundles.nano_checkpoint(), home / name, recipe]
+    command = [sys.executable, "-W", "ignore", "-c", EXPORT, checkpoint, home / name, recipe]
     return subprocess.Popen(command, env=environment)
 
 
-def _run(home: Path, recipe: str, name: str = "bundle") -> Path:
-    code = _start(home, recipe, name).wait()
+def _run(home: Path, recipe: str, name: str = "bundle", checkpoint: Path | None = None) -> Path:
+    code = _start(home, recipe, name, checkpoint).wait()
     if code:
         raise RuntimeError(f"an export ended with {code}")
     return home / name
 
 
-def _kill(home: Path, recipe: str, ripe: Callable[[], bool]) -> bool:
+def _kill(home: Path, recipe: str, ripe: Callable[[], bool], checkpoint: Path) -> bool:
     """Kill an export once it is ripe; whether it was still at work."""
-    process = _start(home, recipe)
+    process = _start(home, recipe, checkpoint=checkpoint)
     while process.poll() is None and not ripe():
         time.sleep(0.001)
     process.kill()
@@ -114,12 +126,19 @@ def _entries(home: Path) -> dict[str, int]:
     return {path.name: path.stat().st_ino for path in (home / "cache" / "stages").glob("*.safetensors")}
 
 
-def _contents(folder: Path) -> dict[str, bytes]:
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+def _contents(folder: Path) -> dict[str, str]:
+    """sha256 of each file."""
+    return {path.relative_to(folder).as_posix(): _sha256(path) for path in folder.rglob("*") if path.is_file()}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 CASES: Cases = {
     "20 kills of a bluelm-v-nano export": twenty_kills,
     "2 kills of an export for both backends": two_kills_of_both,
+    "2 kills of an export at full size": two_kills_at_full_size,
     "exports share what they made": shared,
 }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
+import shutil
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +20,9 @@ from torch.export import Dim, ExportedProgram
 from handlens_export.lower.executorch_attention import causal_mask, lengths_delegated
 from handlens_export.lower.executorch_leaves import swap
 from handlens_export.lower.executorch_memory import weights_shared
+from handlens_export.lower.executorch_program import Part
+from handlens_export.lower.executorch_program import part as program_part
+from handlens_export.lower.executorch_program import write as write_program
 from handlens_export.lower.lowering import LoweringSpec, Progress
 from handlens_export.network.attention import Step
 from handlens_export.network.network import Network
@@ -25,6 +30,13 @@ from handlens_runtime.manifest import BackendGraphs, Graph
 from handlens_runtime.manifest import Tensor as TensorSpec
 
 FILE = "executorch/model.pte"
+PACKED = "executorch/packed"
+DECODER, VISION = "decoder", "vision"
+CONFIG = ExecutorchBackendConfig(
+    extract_delegate_segments=True,
+    # The runner binds its own input and output buffers: planning them inside would copy twice.
+    memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=True),
+)
 
 
 class VisionMethod(nn.Module):
@@ -73,32 +85,37 @@ class TextMethod(DecoderMethod):
         return super().forward(self.decoder.embedding(rows), start)
 
 
-def lower(network: Network, spec: LoweringSpec, folder: Path, progress: Progress) -> BackendGraphs:
-    """Write folder/executorch/model.pte; see `Lowering.lower`."""
-    network = reference(network, spec)
-    programs = _trace(network, spec)
+def parts(network: Network) -> tuple[str, ...]:
+    """See `Lowering.parts`: the decoder first, which takes longest."""
+    return (DECODER,) if network.vision is None else (DECODER, VISION)
+
+
+def lower_part(part: str, network: Network, spec: LoweringSpec, folder: Path, progress: Progress) -> Part:
+    """See `Lowering.lower_part`: its methods, packed weights in files below `folder` until `join`."""
+    programs = _trace(part, reference(network, spec), spec)
     progress(0.2)
-    with weights_shared(), lengths_delegated():
+    packed = folder / PACKED / part
+    packed.mkdir(parents=True)
+    with weights_shared(packed), lengths_delegated():
         edge = to_edge_transform_and_lower(
             programs,
             partitioner={name: [XnnpackPartitioner()] for name in programs},
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
-            constant_methods=_metadata(network, spec),
+            constant_methods=_metadata(network, spec) if part == DECODER else None,
         )
     progress(0.9)
     graphs = {name: _graph(name, edge.exported_program(name)) for name in programs}
-    program = edge.to_executorch(
-        ExecutorchBackendConfig(
-            extract_delegate_segments=True,
-            # The runner binds its own input and output buffers: planning them inside would copy twice.
-            memory_planning_pass=MemoryPlanningPass(alloc_graph_input=False, alloc_graph_output=True),
-        )
-    )
-    path = folder / FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        program.write_to_file(file)
+    made = program_part(graphs, edge.to_executorch(CONFIG))
     progress(1.0)
+    return made
+
+
+def join(made: Sequence[Part], folder: Path) -> BackendGraphs:
+    """See `Lowering.join`: folder/executorch/model.pte."""
+    with (folder / FILE).open("wb") as file:
+        write_program(made, CONFIG, file)
+    shutil.rmtree(folder / PACKED)
+    graphs = {name: graph for part in made for name, graph in part.graphs.items()}
     decoder = graphs.get("text_decoder") or graphs["forward"]
     return BackendGraphs(
         vision=graphs.get("vision_encoder"), embedding=graphs.get("token_embedding"), decoder=decoder, files=(FILE,)
@@ -111,21 +128,21 @@ def reference(network: Network, spec: LoweringSpec) -> Network:
     return network.eval()
 
 
-def _trace(network: Network, spec: LoweringSpec) -> dict[str, ExportedProgram]:
-    """One exported program per method, with a dynamic token count (and tile count)."""
+def _trace(part: str, network: Network, spec: LoweringSpec) -> dict[str, ExportedProgram]:
+    """One exported program per method of a part, with a dynamic token count."""
     tokens = Dim("tokens", min=1, max=spec.max_chunk)
     start, ids = torch.zeros(1, dtype=torch.int64), torch.zeros((1, 2), dtype=torch.int64)
     if network.vision is None:
         text = TextMethod(network, spec.context)
         return {"forward": _export(text, (ids, start), ({1: tokens}, None))}
-    size, width = network.vision.config.image_size, network.config.decoder.width
+    if part == DECODER:
+        rows, module = torch.zeros(1, 2, network.config.decoder.width), DecoderMethod(network, spec.context)
+        return {"text_decoder": _export(module, (rows, start), ({1: tokens}, None))}
+    size = network.vision.config.image_size
     # One tile per call: XNNPACK plans activations for the largest batch, and on a CPU a batch of tiles gains nothing.
     return {
         "vision_encoder": _export(VisionMethod(network), (torch.zeros(1, 3, size, size),), None),
         "token_embedding": _export(network.decoder.embedding, (ids,), ({1: tokens},)),
-        "text_decoder": _export(
-            DecoderMethod(network, spec.context), (torch.zeros(1, 2, width), start), ({1: tokens}, None)
-        ),
     }
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handlens_export.errors import UnsupportedError
 from handlens_export.network.network import Network
+from handlens_export.quantize.weight import shallow_copy
 from handlens_runtime.manifest import BackendGraphs, BackendName, KVFormat
 
 
@@ -40,12 +42,18 @@ Progress = Callable[[float], None]
 class Lowering(Protocol):
     """A module `handlens_export.lower.<name>` has these."""
 
-    def lower(self, network: Network, spec: LoweringSpec, folder: Path, progress: Progress) -> BackendGraphs:
-        """Write programs into folder/<backend name>/; paths in the result are relative to `folder`.
+    def parts(self, network: Network) -> tuple[str, ...]:
+        """What can be lowered apart, the longest first."""
 
-        `network` holds `QuantizedLinear` and `QuantizedEmbedding` leaves (or plain float ones); its leaves are
-        swapped in place, so it cannot be lowered twice.
+    def lower_part(self, part: str, network: Network, spec: LoweringSpec, folder: Path, progress: Progress) -> Any:
+        """Lower one part into folder/<backend name>/; what it returns is for `join`, and can be pickled.
+
+        `network` holds `QuantizedLinear` and `QuantizedEmbedding` leaves (or plain float ones); it is changed in place,
+        so it cannot be lowered twice.
         """
+
+    def join(self, made: Sequence[Any], folder: Path) -> BackendGraphs:
+        """The backend's programs, of all that `lower_part` returned, in order; paths in the result are relative."""
 
     def reference(self, network: Network, spec: LoweringSpec) -> Network:
         """The network with this backend's leaves, whose eager forward rounds weights, activations and cache alike.
@@ -57,6 +65,20 @@ class Lowering(Protocol):
 def find(name: BackendName) -> Lowering:
     """The lowering of a backend, by file name."""
     return cast(Lowering, importlib.import_module(f"handlens_export.lower.{name}"))
+
+
+def lower(name: BackendName, network: Network, spec: LoweringSpec, folder: Path, progress: Progress) -> BackendGraphs:
+    """All parts of one backend, in this process; the network itself is left as it is."""
+    backend, made = find(name), []
+    names = backend.parts(network)
+    for index, part in enumerate(names):
+        within = partial(_within, progress, index, len(names))
+        made.append(backend.lower_part(part, shallow_copy(network), spec, folder, within))
+    return backend.join(made, folder)
+
+
+def _within(progress: Progress, index: int, count: int, share: float) -> None:
+    progress((index + share) / count)
 
 
 PRODUCTS = ("linear", "addmm", "mm.default", "bmm", "conv", "MatMul", "Gemm", "Conv")

@@ -10,6 +10,7 @@ Past and present are whole buffers of `context` rows: bind the same memory to bo
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -102,6 +103,16 @@ class Program:
     outputs: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Written:
+    """A program on disk."""
+
+    name: str
+    graph: Graph
+    files: tuple[str, ...]
+    """Relative to the bundle's folder."""
+
+
 def embedding_program(network: Network, spec: LoweringSpec) -> Program:
     """The token embedding, for any number of ids up to the context."""
     tokens = Dim("tokens", min=1, max=spec.context)
@@ -159,30 +170,41 @@ def reference(network: Network, spec: LoweringSpec) -> Network:
     return network
 
 
-def lower(network: Network, spec: LoweringSpec, folder: Path, progress: Progress) -> BackendGraphs:
-    """Write folder/onnx/{vision,embedding,decoder}.onnx and their data; paths in the result are relative to `folder`.
+def parts(network: Network) -> tuple[str, ...]:
+    """See `Lowering.parts`."""
+    return ("decoder", "embedding") if network.vision is None else ("decoder", "vision", "embedding")
 
-    Swaps leaves in place. Raises UnsupportedError as `reference` does.
-    """
-    network = reference(network, spec)
-    makers = [embedding_program, decoder_program]
-    if network.vision is not None:
-        makers.insert(0, vision_program)
+
+def lower_part(part: str, network: Network, spec: LoweringSpec, folder: Path, progress: Progress) -> Written:
+    """See `Lowering.lower_part`: folder/onnx/<part>.onnx and its data."""
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    graphs: dict[str, Graph] = {}
-    files: list[str] = []
-    for done, make in enumerate(makers):
-        progress(done / len(makers))
-        program = make(network, spec)
-        graphs[program.name], written = _write(program, folder)
-        files += written
+    makers = {"decoder": decoder_program, "vision": vision_program, "embedding": embedding_program}
+    _keep(part, network)
+    made = _write(makers[part](reference(network, spec), spec), folder)
     progress(1.0)
+    return made
+
+
+def _keep(part: str, network: Network) -> None:
+    """Drop what other parts are made of, in place: what is left is packed."""
+    owners = {"vision": ("vision", "projector"), "decoder": ("decoder.layers", "decoder.norm", "decoder.head")}
+    owners["embedding"] = ("decoder.embedding",)
+    for path in (path for owner, paths in owners.items() if owner != part for path in paths):
+        parent, _, name = path.rpartition(".")
+        # A list stays one, for what goes through the layers.
+        setattr(network.get_submodule(parent), name, nn.ModuleList() if name == "layers" else None)
+
+
+def join(made: Sequence[Written], folder: Path) -> BackendGraphs:
+    """See `Lowering.join`."""
+    graphs = {one.name: one.graph for one in made}
+    files = tuple(sorted(file for one in made for file in one.files))
     return BackendGraphs(
-        vision=graphs.get("vision"), embedding=graphs["embedding"], decoder=graphs["decoder"], files=tuple(files)
+        vision=graphs.get("vision"), embedding=graphs["embedding"], decoder=graphs["decoder"], files=files
     )
 
 
-def _write(program: Program, folder: Path) -> tuple[Graph, list[str]]:
+def _write(program: Program, folder: Path) -> Written:
     model = trace(program.module, program.example, program.dynamic_shapes, program.inputs, program.outputs)
     files = [p.relative_to(folder).as_posix() for p in write(model, folder / FOLDER / f"{program.name}.onnx")]
     graph = Graph(
@@ -193,7 +215,7 @@ def _write(program: Program, folder: Path) -> tuple[Graph, list[str]]:
         delegated=contrib_nodes(model),
         not_delegated=float_linears(model),
     )
-    return graph, files
+    return Written(program.name, graph, tuple(files))
 
 
 def _port(value: ir.Value) -> Port:

@@ -22,6 +22,7 @@ from torch import Tensor
 from handlens_export.network.attention import CachedAttention
 from handlens_export.network.decoder import DecoderLayer
 from handlens_export.network.network import Network
+from handlens_export.quantize.weight import in_float
 from handlens_export.stage_cache.tensor_file import let_go
 
 Scales = tuple[NDArray[np.float32], NDArray[np.float32]]
@@ -43,23 +44,21 @@ def calibrate(network: Network, prompts: Iterable[Tensor]) -> tuple[Scales, ...]
     still `CachedAttention` (its linears may be quantized already) and their caches are empty afterwards. Raises
     ValueError without any prompt.
     """
-    leaves = [cast(CachedAttention, cast(DecoderLayer, layer).attention.cached) for layer in network.decoder.layers]
-    # A layer's mapped pages go once it is done, so that never all weights are resident.
-    hooks = [layer.register_forward_hook(lambda *_: let_go()) for layer in network.decoder.layers]
-    largest: list[tuple[Tensor, Tensor]] = []
-    for rows in prompts:
-        network.decoder(rows, network.decoder.eager_step(rows.shape[1], 0))
-        seen = [(_absmax(leaf.keys), _absmax(leaf.values)) for leaf in leaves]
-        largest = [
-            (torch.maximum(a, c), torch.maximum(b, d)) for (a, b), (c, d) in zip(largest or seen, seen, strict=True)
-        ]
-    for hook in hooks:
-        hook.remove()
-    if not largest:
+    hidden = list(prompts)
+    if not hidden:
         raise ValueError("calibration needs at least one prompt")
-    for leaf in leaves:
-        leaf.keys = leaf.values = None
-    return tuple((_scale(keys), _scale(values)) for keys, values in largest)
+    scales: list[Scales] = []
+    for layer in network.decoder.layers:
+        leaf = cast(CachedAttention, cast(DecoderLayer, layer).attention.cached)
+        keys, values = torch.zeros(()), torch.zeros(())
+        with in_float(layer):  # all prompts through one layer, then the next: weights are unpacked once
+            for index, rows in enumerate(hidden):
+                hidden[index] = layer(rows, network.decoder.eager_step(rows.shape[1], 0))
+                keys, values = torch.maximum(keys, _absmax(leaf.keys)), torch.maximum(values, _absmax(leaf.values))
+                leaf.keys = leaf.values = None
+        scales.append((_scale(keys), _scale(values)))
+        let_go()  # a layer's mapped pages go once it is done, so that never all weights are resident
+    return tuple(scales)
 
 
 def _absmax(cached: Tensor | None) -> Tensor:

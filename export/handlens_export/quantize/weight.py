@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -74,6 +76,25 @@ class QuantizedEmbedding(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         """(1, t) int64 -> (1, t, width)."""
         return self.quantized.rows(ids.flatten()).view(*ids.shape, -1)
+
+
+@contextmanager
+def in_float(module: nn.Module) -> Iterator[None]:
+    """While the block runs, the linears inside hold their weights unpacked: for more than one pass."""
+    held = {path: leaf for path, leaf in module.named_modules() if isinstance(leaf, QuantizedLinear)}
+    for path, leaf in held.items():
+        parent, _, name = path.rpartition(".")
+        linear = nn.Linear(1, 1, bias=leaf.bias is not None, device="meta")
+        linear.weight = nn.Parameter(leaf.quantized.dequantize(), requires_grad=False)
+        if leaf.bias is not None:
+            linear.bias = nn.Parameter(leaf.bias, requires_grad=False)
+        setattr(module.get_submodule(parent), name, linear)
+    try:
+        yield
+    finally:
+        for path, leaf in held.items():
+            parent, _, name = path.rpartition(".")
+            setattr(module.get_submodule(parent), name, leaf)
 
 
 def shallow_copy(network: Module) -> Module:

@@ -73,9 +73,9 @@ def stages() -> dict[str, Stage]:
         ),
         "joint": Stage(
             Mix("joint", TRAINED, fonts, (*FEW * 3, *MANY), tiles=24, questions=8, chat=0.05),
-            {"dense": 0.3, "rows": 0.3, "answers": 1.0},
-            steps=30_000,
-            learning_rate=1.5e-3,
+            {"answers": 1.0},
+            steps=10_000,
+            learning_rate=5e-4,
             after=("answers",),
         ),
     }

@@ -62,6 +62,9 @@ def export(
     gate_accuracy: Annotated[
         float | None, typer.Option(help="Least share of exact answers, or there is no bundle.", show_default="0.9")
     ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Programs lowered at once.", show_default="as many as there are cores")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the bundle if it is there.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the outcome as one JSON object.")] = False,
 ) -> None:
@@ -96,6 +99,7 @@ def export(
             gate=gate,
             gate_accuracy=Gate.accuracy if gate_accuracy is None else gate_accuracy,
             force=force,
+            jobs=jobs,
             progress=progress,
             warn=warnings.append,
         )
