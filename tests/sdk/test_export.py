@@ -28,6 +28,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> list[tuple[obj
         lora: Path | None = None,
         gate: Gate | None = None,
         force: bool = False,
+        jobs: int | None = None,
         progress: Callable[[str, float], None] | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> Manifest:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from math import prod
 
 from handlens_export.describe import Plan
-from handlens_export.memory import HEAD_DIM_MULTIPLE, kv_cache
+from handlens_export.memory import HEAD_DIM_MULTIPLE
 from handlens_export.quantize.formats import FLOAT_BYTES, Matrix, Part, Shape, matrix, part_of
 from handlens_export.recipe import Recipe
 from handlens_runtime.manifest import BackendName
@@ -58,8 +58,6 @@ def _backend(planned: Plan, recipe: Recipe, shapes: Shapes, backend: BackendName
     vision_layers = planned.config.vision.layers if planned.config.vision else 0
     if backend == "executorch":
         sizes["tables"] += context * FLOAT_BYTES  # positions, for the causal mask
-        if vision_layers:  # a program of several methods stores one layer's cache as it begins, shared by all layers
-            sizes["tables"] += kv_cache(planned.config, backend, recipe.kv, context) // (2 * decoder.layers)
         fixed, of_vision, of_decoder = PTE_GRAPH
         sizes["graph"] = fixed + of_vision * vision_layers + of_decoder * decoder.layers
         return sizes

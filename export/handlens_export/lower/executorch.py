@@ -44,11 +44,13 @@ class VisionMethod(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        self.network = network
+        # Not the network: what a method holds and does not use is written into the program too.
+        self.vision, self.projector = network.vision, network.projector
+        self.encode = network.encode
 
     def forward(self, tiles: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 3, s, s) -> (n, tokens, width), (n, patches, vision width)."""
-        return self.network.encode(tiles)
+        return self.encode(tiles)
 
 
 class DecoderMethod(nn.Module):
@@ -92,6 +94,9 @@ def parts(network: Network) -> tuple[str, ...]:
 
 def lower_part(part: str, network: Network, spec: LoweringSpec, folder: Path, progress: Progress) -> Part:
     """See `Lowering.lower_part`: its methods, packed weights in files below `folder` until `join`."""
+    if part == DECODER and network.vision is not None:
+        # The table is another method's: held here as well, it would be written twice.
+        network.decoder.embedding = None  # type: ignore[assignment]
     programs = _trace(part, reference(network, spec), spec)
     progress(0.2)
     packed = folder / PACKED / part
