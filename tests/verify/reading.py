@@ -53,7 +53,8 @@ def answered(path: Path, backend: BackendName, asked: QuestionSet) -> Evaluation
     programs = hashlib.sha256((path / "manifest.json").read_bytes()).hexdigest()[:12]
     kept = bundles.verify_folder() / "reader" / f"answers-{path.name}-{backend}-{programs}-{asked.sha256[:12]}.jsonl"
     by_line = {question.line: question for question in asked.questions}
-    before = [_from_json(json.loads(line), by_line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    lines = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    before = [_from_json(line, by_line) for line in lines if line["line"] in by_line]  # others are of a larger part
     done = {answer.question.line for answer in before}
     left = replace(asked, questions=tuple(one for one in asked.questions if one.line not in done))
     if left.questions:
