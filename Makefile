@@ -54,7 +54,7 @@ demo: $(STAMP) $(DEMO)/reader/manifest.json $(DEMO)/smollm2/manifest.json
 	  $(HANDLENS) run "$(DEMO)/reader" --image "$(SAMPLES)/$$image" --show-tiles "$(DEMO)/$$image.tiles.png" "$$question" \
 	    --max-tokens 40 < /dev/null || exit 1; \
 	done
-	@echo && echo "The tiles that were chosen: $(DEMO)/*.tiles.png"
+	@echo && echo "It is not right every time yet, see $(READER)/README.md. The tiles that were chosen: $(DEMO)/*.tiles.png"
 	@echo && echo "SmolLM2-135M-Instruct, 4 bits. Question: What is the capital of France?"
 	@$(HANDLENS) run "$(DEMO)/smollm2" "What is the capital of France?" --max-tokens 40
 
