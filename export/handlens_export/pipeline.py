@@ -14,6 +14,7 @@ from typing import Any
 from handlens_export.bundle import check_target, file_entries, staged, write_golden, write_manifest
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import KV_SCALES, Plan, describe, plan
+from handlens_export.errors import UnsupportedError
 from handlens_export.forecast.host import LAYER_SECONDS
 from handlens_export.gate import Gate, check_readable, judge
 from handlens_export.lower.jobs import Job, run
@@ -69,6 +70,8 @@ def export(
     `jobs` programs are lowered at once, each in a process of its own; left out, as many as there are cores.
     What the checkpoint asks for and does not get goes to `warn`; without one, to Python's `warnings`.
     """
+    if jobs is not None and jobs < 1:
+        raise UnsupportedError(f"jobs is {jobs}, but at least one program must be lowered at a time; give 1 or more.")
     stage = _Stages(progress or (lambda _stage, _share: None), gated=gate is not None)
     check_target(target, force)
     questions = None if gate is None else read_set(gate.path)

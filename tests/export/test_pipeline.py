@@ -331,3 +331,10 @@ def test_an_export_needs_no_gradients_and_leaves_no_global_switched(lowering, ch
     state = torch.random.get_rng_state()
     export(checkpoints("llama"), tmp_path / "bundle", ONNX)
     assert torch.is_grad_enabled() and torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_fewer_jobs_than_one_are_refused_before_any_work(lowering, checkpoints, tmp_path, jobs):
+    with pytest.raises(UnsupportedError, match=f"jobs is {jobs}"):
+        export(checkpoints("llama"), tmp_path / "bundle", ONNX, jobs=jobs)
+    assert not lowering.given and not (tmp_path / "bundle").exists()

@@ -30,10 +30,12 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     resident = anonymous = 0
     cpu: dict[int, float] = {}
     while process.poll() is None:
-        looked = [_look(pid) for pid in _tree(process.pid)]
+        pids = _tree(process.pid)
+        looked = [_look(pid) for pid in pids]
         resident = max(resident, sum(pss for pss, _, _ in looked))
         anonymous = max(anonymous, sum(anon for _, anon, _ in looked))
-        cpu |= dict(zip(_tree(process.pid), (seconds for _, _, seconds in looked), strict=False))
+        for pid, (_, _, seconds) in zip(pids, looked, strict=True):
+            cpu[pid] = max(cpu.get(pid, 0.0), seconds)  # one that has just ended tells nothing any more
         time.sleep(SECONDS)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, list(command))
