@@ -30,7 +30,7 @@ from handlens_export.reader.save import load, save
 from handlens_export.reader.save import main as save_main
 from handlens_export.reader.stages import Stage
 from handlens_export.reader.tokenizer import build
-from handlens_export.reader.train import Run, main
+from handlens_export.reader.train import Run, fast_bfloat16, main
 from handlens_export.recipe import Recipe
 from handlens_runtime.bundle import TOKENIZER
 from handlens_runtime.images.preprocess import lay_out
@@ -281,3 +281,13 @@ def test_the_saved_checkpoint_is_the_trained_network(tmp_path: Path) -> None:
     torch.testing.assert_close(network(ids, tiles, image)[0], expected, rtol=0, atol=2e-5)
     assert planned.checkpoint.config["image_token_id"] == image
     assert TOKENIZER in {path.name for path in (tmp_path / "checkpoint").iterdir()}
+
+
+def test_bfloat16_is_left_to_processors_that_multiply_it(monkeypatch):
+    """Emulated, a step of training takes thirty times as long."""
+    cpu = torch.device("cpu")
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    assert not fast_bfloat16(cpu) and fast_bfloat16(torch.device("cuda"))
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    assert fast_bfloat16(cpu)
