@@ -12,7 +12,7 @@ import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
 from executorch.runtime import Runtime
-from torch import nn
+from tiny_networks import BASE, CONTEXT, MAX_CHUNK, VOCAB, network_of, quantize_all
 
 from handlens_export.errors import UnsupportedError
 from handlens_export.lower import executorch, lowering
@@ -21,56 +21,13 @@ from handlens_export.lower.executorch_leaves import ByteEmbedding, linear
 from handlens_export.lower.executorch_memory import weights_shared
 from handlens_export.lower.lowering import LoweringSpec, check_delegation
 from handlens_export.network.attention import Step
-from handlens_export.network.config import DecoderConfig, NetworkConfig, ProjectorConfig, VisionConfig
+from handlens_export.network.config import DecoderConfig
 from handlens_export.network.network import Network
-from handlens_export.quantize.formats import choose_format
 from handlens_export.quantize.rounding import quantize
 from handlens_export.quantize.weight import QuantizedEmbedding, QuantizedLinear
 from handlens_runtime.backends.executorch import ExecuTorchBackend
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.manifest import BackendGraphs, Graph, Manifest, Quantization, Sizes
-
-CONTEXT, MAX_CHUNK, VOCAB = 64, 16, 200
-VISION = VisionConfig(image_size=42, patch_size=14, width=32, layers=1, heads=4, mlp_width=48, norm_eps=1e-6)
-BASE = {
-    "vocab_size": VOCAB,
-    "width": 128,
-    "layers": 2,
-    "heads": 6,
-    "kv_heads": 2,
-    "head_dim": 16,
-    "mlp_width": 192,
-    "max_positions": 128,
-    "norm_eps": 1e-5,
-    "rope_theta": 1e4,
-}
-
-
-def network_of(vision: bool = False, **changes) -> Network:
-    torch.manual_seed(0)
-    decoder = DecoderConfig(**(BASE | changes))
-    projector = ProjectorConfig("downsample_mlp", VISION.width, decoder.width, 2)
-    network = Network(NetworkConfig("test", decoder, *((VISION, projector) if vision else ())), CONTEXT)
-    for parameter in network.parameters():
-        if parameter.dim() == 1:
-            parameter.data.add_(0.1 * torch.randn(parameter.shape))
-        else:  # of a trained matrix's size, so that attention looks somewhere
-            parameter.data.normal_(std=parameter[0].numel() ** -0.5)
-    return network.requires_grad_(False)
-
-
-def quantize_all(module: nn.Module, bits: int, group: int, embedding_bits: int, prefix: str = "") -> None:
-    """Linears to `bits`, those of the encoder to 8 with a scale a row; tables to `embedding_bits`. 32 is float."""
-    for name, child in list(module.named_children()):
-        path = f"{prefix}{name}"
-        if isinstance(child, nn.Linear) and bits < 32:
-            of_image = path.startswith(("vision", "projector"))
-            chosen = choose_format(child.in_features, 8 if of_image else bits, group)
-            setattr(module, name, QuantizedLinear(quantize(child.weight, *chosen), child.bias))
-        elif isinstance(child, nn.Embedding) and embedding_bits < 32:
-            setattr(module, name, QuantizedEmbedding(quantize(child.weight, 8, child.embedding_dim)))
-        else:
-            quantize_all(child, bits, group, embedding_bits, f"{path}.")
 
 
 @dataclass
@@ -95,7 +52,8 @@ def lowered(
     assert shares == sorted(shares) and shares[-1] == 1.0
     sizes = Sizes.model_construct(
         vocab_size=VOCAB,
-        **{name: BASE[name] for name in ("layers", "kv_heads", "head_dim")},
+        layers=network.config.decoder.layers,
+        **{name: BASE[name] for name in ("kv_heads", "head_dim")},
         context=CONTEXT,
         max_chunk=MAX_CHUNK,
     )
@@ -129,8 +87,13 @@ def ids_of(count: int, seed: int) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory) -> Lowered:
-    """A network that sees: three query heads a key head, every bias, a scaled embedding, int8 cache, groups of 32."""
-    network = network_of(vision=True, qkv_bias=True, mlp_bias=True, output_bias=True, embedding_scale=3.0)
+    """A network that sees: three query heads a key head, every bias, a scaled embedding, int8 cache, groups of 32.
+
+    Four layers in each stack, so that one of them is a copy of a traced one.
+    """
+    network = network_of(
+        vision=True, vision_layers=4, layers=4, qkv_bias=True, mlp_bias=True, output_bias=True, embedding_scale=3.0
+    )
     return lowered(tmp_path_factory.mktemp("sees"), network)
 
 

@@ -7,8 +7,9 @@ import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
 from executorch.exir import to_edge_transform_and_lower
+from torch.fx.passes.infra import partitioner
 
-from handlens_export.lower.executorch_memory import weights_shared
+from handlens_export.lower.executorch_memory import Dependencies, dependencies_as_bits, weights_shared
 
 
 def program(seed: int = 0) -> torch.export.ExportedProgram:
@@ -61,3 +62,27 @@ def test_large_packed_weights_wait_on_disk(tmp_path):
     with weights_shared(tmp_path):
         assert lowered(torch.export.export(layer, (torch.zeros(1, 256),))) == plain
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == 256 * 128 * 4
+
+
+def test_dependencies_are_those_of_torchs_own_partitioner():
+    """And its partitioner is itself again, also after a failure."""
+    own = partitioner._DependencyViewer
+
+    class Forked(torch.nn.Module):
+        def forward(self, x):
+            a, b = x.split(2)
+            return (a + b).relu() + a, b * 2
+
+    module = torch.export.export(Forked(), (torch.zeros(4),)).graph_module
+    ours, theirs = Dependencies(module), own(module)
+    for node in module.graph.nodes:
+        assert set(ours.downstreams_of(node)) == theirs.downstreams_of(node)
+        assert [one in ours.downstreams_of(node) for one in module.graph.nodes] == [
+            one in theirs.downstreams_of(node) for one in module.graph.nodes
+        ]
+        assert len(ours.downstreams_of(node)) == len(theirs.downstreams_of(node))
+    with dependencies_as_bits():
+        assert partitioner._DependencyViewer is Dependencies
+    with pytest.raises(KeyError), dependencies_as_bits():
+        raise KeyError
+    assert partitioner._DependencyViewer is own

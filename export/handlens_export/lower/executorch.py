@@ -6,6 +6,7 @@ import operator
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from handlens_export.lower.executorch_attention import causal_mask, lengths_delegated
+from handlens_export.lower.executorch_layers import shorten
 from handlens_export.lower.executorch_leaves import swap
-from handlens_export.lower.executorch_memory import weights_shared
+from handlens_export.lower.executorch_memory import dependencies_as_bits, weights_shared
+from handlens_export.lower.executorch_partitions import code_deferred, passes_remembered
 from handlens_export.lower.executorch_program import Part
 from handlens_export.lower.executorch_program import part as program_part
 from handlens_export.lower.executorch_program import write as write_program
@@ -97,13 +100,23 @@ def lower_part(part: str, network: Network, spec: LoweringSpec, folder: Path, pr
     if part == DECODER and network.vision is not None:
         # The table is another method's: held here as well, it would be written twice.
         network.decoder.embedding = None  # type: ignore[assignment]
-    programs = _trace(part, reference(network, spec), spec)
+    network = reference(network, spec)
+    passes: dict[str, list[Any]] = {}
+    if part == DECODER:
+        passes["forward" if network.vision is None else "text_decoder"] = shorten(network.decoder, "decoder.layers")
+    elif network.vision is not None:
+        passes["vision_encoder"] = shorten(network.vision, "vision.layers")
+    programs = _trace(part, network, spec)
     progress(0.2)
     packed = folder / PACKED / part
     packed.mkdir(parents=True)
-    with weights_shared(packed), lengths_delegated():
+    thrifty = weights_shared(packed), dependencies_as_bits(), passes_remembered(), code_deferred()
+    with ExitStack() as work:
+        for each in (*thrifty, lengths_delegated()):
+            work.enter_context(each)
         edge = to_edge_transform_and_lower(
             programs,
+            transform_passes={name: passes.get(name, []) for name in programs},
             partitioner={name: [XnnpackPartitioner()] for name in programs},
             compile_config=EdgeCompileConfig(_check_ir_validity=False),
             constant_methods=_metadata(network, spec) if part == DECODER else None,
