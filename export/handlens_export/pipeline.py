@@ -1,4 +1,4 @@
-"""Checkpoint to bundle, in reading order: read, quantize, calibrate, lower, record, gate where asked, bundle."""
+"""Checkpoint to bundle, in reading order: read, quantize, lower, record, gate where asked, bundle."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from handlens_export.bundle import check_target, file_entries, staged, write_gol
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import KV_SCALES, Plan, describe, plan
 from handlens_export.errors import UnsupportedError
-from handlens_export.forecast.host import LAYER_SECONDS
+from handlens_export.forecast.host import CALIBRATING, lowering_seconds
 from handlens_export.gate import Gate, check_readable, judge
 from handlens_export.lower.jobs import Job, run
 from handlens_export.lower.lowering import LoweringSpec, check_delegation, find
@@ -25,6 +26,7 @@ from handlens_export.network.network import Network
 from handlens_export.quantize.calibration import calibration_rows
 from handlens_export.quantize.kv_scales import Scales, calibrate, save_scales
 from handlens_export.quantize.network import quantize_network
+from handlens_export.quantize.stages import one_thread
 from handlens_export.quantize.weight import shallow_copy
 from handlens_export.recipe import Recipe
 from handlens_export.stage_cache.store import StageCache
@@ -41,8 +43,8 @@ Progress = Callable[[str, float], None]
 Warn = Callable[[str], None]
 """Called with one sentence for each thing that the checkpoint asks for and the bundle does not do."""
 
-SHARES = {"read": 0.02, "quantize": 0.13, "calibrate": 0.05, "lower": 0.72, "record": 0.05, "bundle": 0.03}
-"""Of the time of an export, as measured on SmolLM2-135M for both backends."""
+SHARES = {"read": 0.01, "quantize": 0.08, "lower": 0.7, "record": 0.2, "bundle": 0.01}
+"""Of the time of an export, as measured on bluelm-v-3b for both backends."""
 GATE_SHARE = 0.5
 """Of the time of an export with a gate; a guess, for its set may hold ten questions or ten thousand."""
 
@@ -96,14 +98,15 @@ def export(
         (folder / TOKENIZER).write_text(planned.checkpoint.tokenizer_json, encoding="utf-8")
         tokenizer = Tokenizer(folder / TOKENIZER)
         manifest = describe(planned, recipe, parts)
-        scales: tuple[Scales, ...] | None = None
-        if "onnx" in recipe.backends and recipe.kv == "int8":
+
+        def scaled(network: Network) -> tuple[Scales, ...]:
             scales = calibrate(network, calibration_rows(network, manifest, tokenizer))
             save_scales(folder / KV_SCALES, scales)
-        stage.done("calibrate")
+            return scales
 
-        spec = _spec(planned, recipe, scales)
-        graphs = _lower(network, spec, recipe, folder, jobs or _cores(), stage.within("lower"))
+        graphs = _lower(
+            network, _spec(planned, recipe), scaled, recipe, folder, jobs or _cores(), stage.within("lower")
+        )
         del network
         stage.done("lower")
 
@@ -123,13 +126,20 @@ def export(
 
 
 def _lower(
-    network: Network, spec: LoweringSpec, recipe: Recipe, folder: Path, at_once: int, progress: Callable[[float], None]
+    network: Network,
+    spec: LoweringSpec,
+    scaled: Callable[[Network], tuple[Scales, ...]],
+    recipe: Recipe,
+    folder: Path,
+    at_once: int,
+    progress: Callable[[float], None],
 ) -> dict[BackendName, BackendGraphs]:
-    """Each backend's programs, their parts side by side."""
+    """Each backend's programs, their parts side by side; the only one that needs calibrated scales begins with them."""
     names = [(backend, part) for backend in recipe.backends for part in find(backend).parts(network)]
-    todo = [
-        Job(f"Lowering {part} for {backend}", *_job(backend, part, network, spec, folder)) for backend, part in names
-    ]
+    todo = []
+    for backend, part in names:
+        needed = scaled if (backend, part, spec.kv) == ("onnx", "decoder", "int8") else None
+        todo.append(Job(f"Lowering {part} for {backend}", *_job(backend, part, network, spec, needed, folder)))
     made = dict(zip(names, run(todo, at_once, progress), strict=True))
     let_go()
     graphs: dict[BackendName, BackendGraphs] = {}
@@ -140,7 +150,12 @@ def _lower(
 
 
 def _job(
-    backend: BackendName, part: str, network: Network, spec: LoweringSpec, folder: Path
+    backend: BackendName,
+    part: str,
+    network: Network,
+    spec: LoweringSpec,
+    scaled: Callable[[Network], tuple[Scales, ...]] | None,
+    folder: Path,
 ) -> tuple[float, Callable[[Callable[[float], None]], Any]]:
     """How long one part takes, in seconds or so, and what does it."""
     layers = network.config.decoder.layers
@@ -148,21 +163,31 @@ def _job(
         layers = network.config.vision.layers if network.config.vision and part == "vision" else 0
 
     def lowered(progress: Callable[[float], None]) -> Any:
-        made = find(backend).lower_part(part, shallow_copy(network), spec, folder, progress)
+        own = spec
+        if scaled is not None:
+            with one_thread():  # in this process or in a job's, which has one: scales of the same bits
+                own = replace(spec, kv_scales=scaled(network))
+            progress(CALIBRATING)
+        done = 0.0 if scaled is None else CALIBRATING
+        told = partial(_rest, progress, done)
+        made = find(backend).lower_part(part, shallow_copy(network), own, folder, told)
         gc.collect()  # programs refer to themselves, and with them to all that was packed
         return made
 
-    return 1 + layers * LAYER_SECONDS[backend], lowered
+    return lowering_seconds(backend, layers, calibrated=scaled is not None), lowered
 
 
-def _spec(planned: Plan, recipe: Recipe, scales: tuple[Scales, ...] | None) -> LoweringSpec:
+def _rest(progress: Callable[[float], None], done: float, share: float) -> None:
+    progress(done + (1 - done) * share)
+
+
+def _spec(planned: Plan, recipe: Recipe) -> LoweringSpec:
     return LoweringSpec(
         context=planned.context,
         max_chunk=planned.max_chunk,
         kv=recipe.kv,
         bos_id=planned.bos_id,
         eos_ids=planned.chat.stop_ids,
-        kv_scales=scales,
     )
 
 

@@ -18,8 +18,10 @@ COPIES: dict[BackendName, int] = {"executorch": 2, "onnx": 0}
 written tensor by tensor."""
 ROUNDED_PER_SECOND = 55e6
 """Weights read and rounded a second on one core."""
-LAYER_SECONDS: dict[BackendName, float] = {"executorch": 14.0, "onnx": 0.9}
+LAYER_SECONDS: dict[BackendName, float] = {"executorch": 9.0, "onnx": 0.9}
 """Lowering one layer: passes over graphs, which take the same time for wide and narrow layers."""
+CALIBRATING = 0.85
+"""Share of the time of a job that calibrates and then lowers for ONNX."""
 WRITTEN_PER_SECOND = 200e6
 """Bytes packed, written and hashed a second."""
 BASE_SECONDS = 2.5
@@ -54,3 +56,8 @@ def _unpacked(name: str, shape: Shape, recipe: Recipe) -> int:
     """Bytes of a parameter between rounding and lowering: a byte a weight, whatever its bits, and its scales."""
     grid = matrix(name, shape, recipe)
     return prod(shape) * FLOAT_BYTES if grid is None else prod(shape) + grid.scales * FLOAT_BYTES
+
+
+def lowering_seconds(backend: BackendName, layers: int, calibrated: bool) -> float:
+    """Of one part, to weigh it against the others."""
+    return (1 + layers * LAYER_SECONDS[backend]) / (1 - CALIBRATING if calibrated else 1)

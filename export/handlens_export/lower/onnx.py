@@ -11,7 +11,7 @@ Past and present are whole buffers of `context` rows: bind the same memory to bo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -180,6 +180,8 @@ def lower_part(part: str, network: Network, spec: LoweringSpec, folder: Path, pr
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)
     makers = {"decoder": decoder_program, "vision": vision_program, "embedding": embedding_program}
     _keep(part, network)
+    if part != "decoder":
+        spec = replace(spec, kv="float")  # the others hold no cache, and are given no scales for one
     made = _write(makers[part](reference(network, spec), spec), folder)
     progress(1.0)
     return made

@@ -62,7 +62,7 @@ def finished(
     Memory-mapped where they are kept, so that one stage at a time is in memory. On one core, which takes
     seconds for the full-size model, most of them hashing (LOG.md). Raises CheckpointError, TargetError.
     """
-    with _one_thread():
+    with one_thread():
         return _finished(parameters, recipe, kept, progress)
 
 
@@ -96,8 +96,10 @@ def _finished(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
-    """Small steps over small blocks: threads wait for each other at each, and on a busy machine, spinning, for long."""
+def one_thread() -> Iterator[None]:
+    """While the block runs, torch has one thread. Where steps are small, threads wait for each other at each, and on a
+    busy machine, spinning, for long; and sums come out the same on any number of cores.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
