@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_networks import BASE, CONTEXT, MAX_CHUNK
 from torch import nn
 
 from handlens_export.errors import UnsupportedError
@@ -24,20 +25,7 @@ from handlens_runtime.backends.onnx import OnnxBackend
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.manifest import BackendGraphs, Manifest, Sizes
 
-CONTEXT, MAX_CHUNK = 64, 16
 VISION = VisionConfig(image_size=42, patch_size=14, width=32, layers=2, heads=4, mlp_width=48, norm_eps=1e-6)
-BASE = {
-    "vocab_size": 200,
-    "width": 128,
-    "layers": 2,
-    "heads": 6,
-    "kv_heads": 2,
-    "head_dim": 16,
-    "mlp_width": 192,
-    "max_positions": 128,
-    "norm_eps": 1e-5,
-    "rope_theta": 1e4,
-}
 
 
 def network_of(vision: bool = False, **changes) -> Network:
