@@ -44,7 +44,7 @@ Warn = Callable[[str], None]
 """Called with one sentence for each thing that the checkpoint asks for and the bundle does not do."""
 
 SHARES = {"read": 0.01, "quantize": 0.08, "lower": 0.7, "record": 0.2, "bundle": 0.01}
-"""Of the time of an export, as measured on bluelm-v-3b for both backends."""
+"""Of the time of an export, guessed from one of bluelm-v-3b for both backends; calibration is in `lower`."""
 GATE_SHARE = 0.5
 """Of the time of an export with a gate; a guess, for its set may hold ten questions or ten thousand."""
 
