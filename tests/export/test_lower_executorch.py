@@ -29,6 +29,8 @@ from handlens_runtime.backends.executorch import ExecuTorchBackend
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.manifest import BackendGraphs, Graph, Manifest, Quantization, Sizes
 
+LAYERS = 4
+
 
 @dataclass
 class Lowered:
@@ -89,10 +91,16 @@ def ids_of(count: int, seed: int) -> torch.Tensor:
 def pair(tmp_path_factory) -> Lowered:
     """A network that sees: three query heads a key head, every bias, a scaled embedding, int8 cache, groups of 32.
 
-    Four layers in each stack, so that one of them is a copy of a traced one.
+    Enough layers in each stack that one of them is a copy of a traced one.
     """
     network = network_of(
-        vision=True, vision_layers=4, layers=4, qkv_bias=True, mlp_bias=True, output_bias=True, embedding_scale=3.0
+        vision=True,
+        vision_layers=LAYERS,
+        layers=LAYERS,
+        qkv_bias=True,
+        mlp_bias=True,
+        output_bias=True,
+        embedding_scale=3.0,
     )
     return lowered(tmp_path_factory.mktemp("sees"), network)
 
@@ -239,8 +247,8 @@ def test_every_product_is_delegated(pair):
         assert graph.delegated > 0
     # What keeps the cache stays outside XNNPACK: four parts written and two made float, a layer. Attention does not.
     left = pair.graphs.decoder.not_delegated
-    assert sum(count for name, count in left.items() if "update_cache" in name) == 2 * 4
-    assert sum(count for name, count in left.items() if "dequantize" in name) == 2 * 2
+    assert sum(count for name, count in left.items() if "update_cache" in name) == 4 * LAYERS
+    assert sum(count for name, count in left.items() if "dequantize" in name) == 2 * LAYERS
     assert not any(part in name for name in left for part in ("sdpa", "bmm", "softmax"))
     check_delegation("executorch", pair.graphs, 0.5)
 
