@@ -7,7 +7,10 @@ import torch
 from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
 from executorch.backends.xnnpack.xnnpack_preprocess import XnnpackBackend
 from executorch.exir import to_edge_transform_and_lower
+from executorch.exir.backend.canonical_partitioners import group_partitioner
+from executorch.exir.backend.canonical_partitioners.group_partitioner import GroupBasedPartitioner
 from torch.fx.passes.infra import partitioner
+from torch.fx.passes.operator_support import create_op_support
 
 from handlens_export.lower.executorch_memory import Dependencies, dependencies_as_bits, weights_shared
 
@@ -82,7 +85,34 @@ def test_dependencies_are_those_of_torchs_own_partitioner():
         ]
         assert len(ours.downstreams_of(node)) == len(theirs.downstreams_of(node))
     with dependencies_as_bits():
-        assert partitioner._DependencyViewer is Dependencies
+        assert partitioner._DependencyViewer is group_partitioner._DependencyViewer is Dependencies
     with pytest.raises(KeyError), dependencies_as_bits():
         raise KeyError
     assert partitioner._DependencyViewer is own
+
+
+def test_partitions_merge_where_executorchs_own_partitioner_merges_them(monkeypatch):
+    """Some pairs may, some would close a circle; what was merged before counts."""
+
+    class Woven(torch.nn.Module):
+        def forward(self, x):
+            kept = [x]
+            for index in range(8):  # an addition may be delegated, a sine may not
+                kept.append((kept[-1] + kept[index // 2]).sin() if index % 3 else kept[-1] + kept[index // 3])
+            return tuple(kept)
+
+    def partitions() -> tuple[list[set[str]], list[bool]]:
+        module = torch.export.export(Woven(), (torch.zeros(4),)).run_decompositions({}).graph_module
+        support = create_op_support(lambda _, node: node.target is torch.ops.aten.add.Tensor)
+        nodes = [[node] for node in module.graph.nodes if node.target is torch.ops.aten.add.Tensor]
+        owner = GroupBasedPartitioner(module, support, allows_single_node_partition=True, node_groups=nodes)
+        decided: list[bool] = []
+        asked = owner._can_merge_partitions
+        monkeypatch.setattr(owner, "_can_merge_partitions", lambda *pair: decided.append(asked(*pair)) or decided[-1])
+        return [{node.name for node in found.nodes} for found in owner.propose_partitions()], decided
+
+    theirs, their_decisions = partitions()
+    with dependencies_as_bits():
+        ours, our_decisions = partitions()
+    assert (ours, our_decisions) == (theirs, their_decisions)
+    assert len(ours) > 1 and set(our_decisions) == {True, False}

@@ -22,7 +22,7 @@ from handlens_export.lower.executorch_attention import causal_mask, lengths_dele
 from handlens_export.lower.executorch_layers import shorten
 from handlens_export.lower.executorch_leaves import swap
 from handlens_export.lower.executorch_memory import dependencies_as_bits, weights_shared
-from handlens_export.lower.executorch_partitions import code_deferred, passes_remembered
+from handlens_export.lower.executorch_partitions import passes_remembered, shapes_known, sorted_in_place
 from handlens_export.lower.executorch_program import Part
 from handlens_export.lower.executorch_program import part as program_part
 from handlens_export.lower.executorch_program import write as write_program
@@ -110,7 +110,7 @@ def lower_part(part: str, network: Network, spec: LoweringSpec, folder: Path, pr
     progress(0.2)
     packed = folder / PACKED / part
     packed.mkdir(parents=True)
-    thrifty = weights_shared(packed), dependencies_as_bits(), passes_remembered(), code_deferred()
+    thrifty = weights_shared(packed), dependencies_as_bits(), passes_remembered(), sorted_in_place(), shapes_known()
     with ExitStack() as work:
         for each in (*thrifty, lengths_delegated()):
             work.enter_context(each)
@@ -123,7 +123,8 @@ def lower_part(part: str, network: Network, spec: LoweringSpec, folder: Path, pr
         )
     progress(0.9)
     graphs = {name: _graph(name, edge.exported_program(name)) for name in programs}
-    made = program_part(graphs, edge.to_executorch(CONFIG))
+    with shapes_known():
+        made = program_part(graphs, edge.to_executorch(CONFIG))
     progress(1.0)
     return made
 

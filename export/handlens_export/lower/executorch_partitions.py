@@ -1,22 +1,34 @@
 """Work that ExecuTorch does for every partition, done once: a layer's differ from the next layer's in weights only.
 
-XNNPACK's passes trace a partition anew a dozen times, whatever its weights are: a third of an export. After cutting out
-a partition, the whole graph's Python code is made anew, which nobody runs: it grows with the square of the layers.
+XNNPACK's passes trace a partition anew a dozen times, whatever its weights are. After cutting out a partition, the
+whole graph is copied to sort it, and its Python code is made anew, which nobody runs: both grow with the square of the
+layers. And each later pass over the program runs every partition on tensors without content, to learn shapes that it
+says itself.
 """
 
 from __future__ import annotations
 
+import importlib
+import operator
+from collections import deque
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from executorch.backends.xnnpack._passes import XNNPACKPassManager
 from executorch.exir import lowered_backend_module
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.export import ExportedProgram
+from torch.export.graph_signature import OutputKind
 from torch.fx import GraphModule, Node
+
+# Imported by name: the package has an operator of the module's name.
+delegate_calls: Any = importlib.import_module("torch._higher_order_ops.executorch_call_delegate")
 
 FEW = 8
 """Elements up to which a constant counts by its values: passes look into scalars, never into weights."""
@@ -73,26 +85,90 @@ def passes_remembered() -> Iterator[None]:
 
 
 @contextmanager
-def code_deferred() -> Iterator[None]:
-    """While the block runs, cutting out a partition sorts the graph but makes no code for it; what runs a graph next
-    interprets its nodes, and what changes it makes the code anew.
+def sorted_in_place() -> Iterator[None]:
+    """While the block runs, cutting out a partition moves the graph's nodes into order, and makes no code for it; what
+    runs a graph next interprets its nodes, and what changes it makes the code anew.
     """
     legalize = lowered_backend_module.legalize_graph
-
-    def sorted_only(module: GraphModule) -> GraphModule:
-        own: Any = type(module)  # each graph module has a class of its own
-        own.recompile = lambda _module: None
-        try:
-            legalize(module)
-            return module
-        finally:
-            del own.recompile
-
-    lowered_backend_module.legalize_graph = sorted_only
+    lowered_backend_module.legalize_graph = _sort
     try:
         yield
     finally:
         lowered_backend_module.legalize_graph = legalize
+
+
+FIRST = {
+    *(operator.add, operator.sub, operator.mul, operator.floordiv, operator.truediv, operator.mod),
+    *(operator.le, operator.lt, operator.ge, operator.gt, operator.eq, operator.ne),
+    *(torch.ops.aten.sym_constrain_range.default, torch.ops.aten.sym_constrain_range_for_size.default),
+    *(torch.ops.aten._assert_async.msg, torch.ops.aten._assert_scalar.default, torch.ops.aten.scalar_tensor.default),
+}
+"""What checks sizes that are known only while running comes before what uses them, as in torch's `legalize_graph`."""
+
+
+def _sort(module: GraphModule) -> GraphModule:
+    """Put nodes behind what they depend on, in the order of torch's `legalize_graph`. RuntimeError at a cycle."""
+    nodes = list(module.graph.nodes)
+    waiting = {node: len(node.all_input_nodes) for node in nodes}
+    ready = deque(node for node in nodes if waiting[node] == 0)
+    order: list[Node] = []
+    while ready:
+        node = ready.popleft()
+        order.append(node)
+        for user in node.users:
+            waiting[user] -= 1
+            if waiting[user] == 0 and user.op == "call_function" and user.target in FIRST:
+                ready.appendleft(user)
+            elif waiting[user] == 0:
+                ready.append(user)
+    if len(order) < len(nodes):
+        raise RuntimeError(f"the graph has a cycle through {sum(count > 0 for count in waiting.values())} nodes")
+    if order and order[0] is not nodes[0]:
+        nodes[0].prepend(order[0])
+    for before, after in pairwise(order):
+        if before.next is not after:
+            before.append(after)
+    return module
+
+
+@contextmanager
+def shapes_known() -> Iterator[None]:
+    """While the block runs, a partition called with the shapes that it was cut out with answers from its own graph."""
+    run = delegate_calls.call_delegate_cpu
+
+    def known(partition: lowered_backend_module.LoweredBackendModule, *inputs: Any) -> Any:
+        outputs = _outputs(partition.original_module, inputs)
+        return run(partition, *inputs) if outputs is None else outputs
+
+    delegate_calls.call_delegate_cpu = known
+    try:
+        yield
+    finally:
+        delegate_calls.call_delegate_cpu = run
+
+
+def _outputs(program: ExportedProgram, inputs: tuple[Any, ...]) -> Any:
+    """A partition's outputs without content; None where only running it can tell."""
+    signature = program.graph_signature
+    values = {node.name: node.meta.get("val") for node in program.graph.nodes}
+    expected = [values.get(str(name)) for name in signature.user_inputs]
+    fakes = [value for value in (*inputs, *expected) if isinstance(value, Tensor)]
+    modes = {value.fake_mode if isinstance(value, FakeTensor) else None for value in fakes}
+    # Symbols of another trace may be called alike.
+    if len({id(mode and mode.shape_env) for mode in modes}) != 1 or None in modes:
+        return None
+    if [_shapes(value) for value in inputs] != [_shapes(value) for value in expected]:
+        return None
+    if any(spec.kind is not OutputKind.USER_OUTPUT for spec in signature.output_specs):
+        return None
+    made = [values.get(str(name)) for name in signature.user_outputs]
+    told = [value for value in made if isinstance(value, FakeTensor)]
+    if len(told) < len(made):
+        return None
+    mode = next(value.fake_mode for value in inputs if isinstance(value, FakeTensor))
+    with mode:
+        fresh = [torch.empty_strided(v.shape, v.stride(), dtype=v.dtype, device=v.device) for v in told]
+    return pytree.tree_unflatten(fresh, program.call_spec.out_spec)
 
 
 def _keep(after: ExportedProgram, inputs: list[tuple[str | None, Tensor | None]]) -> _Kept | None:
