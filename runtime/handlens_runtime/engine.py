@@ -59,13 +59,15 @@ class Engine:
         *,
         verify: bool = True,
         image_cache_bytes: int = IMAGE_CACHE_BYTES,
+        release_encoder: bool = False,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         """Open a bundle, given loaded or by its folder.
 
         `backend`: a name, an instance, or None for the bundle's fastest installed one. `verify` checks the hashes of
-        a bundle given by its folder. `now` is the clock of chat templates that write the date. Raises BundleError,
-        BackendError.
+        a bundle given by its folder. `release_encoder` frees the vision encoder's memory once a prompt's pictures are
+        encoded and takes it again for the next new picture, as phones short of memory do. `now` is the clock of chat
+        templates that write the date. Raises BundleError, BackendError.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, verify)
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER))
@@ -83,6 +85,7 @@ class Engine:
             if manifest.image is not None
             else None
         )
+        self._release_encoder = release_encoder
         self._busy = Lock()
         self._signal = StopSignal()
 
@@ -98,6 +101,7 @@ class Engine:
             else:
                 for picture in self._look(messages):
                     self._picture(picture.digest, signal)
+                self._release()
 
     def generate(self, messages: Sequence[Message], options: Options | None = None) -> Generator[Token, None, None]:
         """Answer a conversation, token by token; work starts with the first `next`.
@@ -213,10 +217,15 @@ class Engine:
         # A prompt whose rows see all of it has no rows in common with a longer one.
         start = self._decoder.rewind(prompt.keys if self._manifest.causal else ())
         stats.reused_tokens = start
+        if self._release_encoder:
+            for digest in dict.fromkeys(key[0] for key in prompt.keys[start:] if isinstance(key, tuple)):
+                self._picture(digest, signal)
+            self._release()
         sizes = self._manifest.sizes
         step = min(sizes.chunk, sizes.max_chunk) if self._manifest.causal else count
         for begin in range(start, count, step):
             logits = self._pass(prompt.keys[begin : begin + step], signal)
+        self._release()  # again, where embeddings had not all fitted into their cache
         check_finite(logits)
         return prompt, logits
 
@@ -258,6 +267,10 @@ class Engine:
     def _picture(self, digest: str, signal: StopSignal) -> Array:
         assert self._encoder is not None, "only prompts of bundles with an image rule have picture rows"
         return self._encoder.embeddings(digest, signal, self.stats)
+
+    def _release(self) -> None:
+        if self._release_encoder and self._encoder is not None:
+            self._encoder.release()
 
     def _check_ids(self, ids: Sequence[int]) -> None:
         vocabulary = self._manifest.sizes.vocab_size

@@ -42,6 +42,8 @@ class ImageEncoder:
         self._pictures: dict[str, Picture] = {}
         self._digests: dict[tuple[str, int, int, int, int], str] = {}
         """Digest by file identity: an unchanged file of an earlier turn is not decoded again."""
+        self._used = False
+        """Whether the backend's encoder ran since its memory was last given back."""
 
     def start(self) -> None:
         """Forget the tiles of an earlier prompt; embeddings stay."""
@@ -75,6 +77,12 @@ class ImageEncoder:
         self._embeddings.move_to_end(content)
         return cached
 
+    def release(self) -> None:
+        """Give back the encoder's memory, if it ran; the embeddings stay."""
+        if self._used:
+            self._backend.release_encoder()
+            self._used = False
+
     def _open(self, source: ImageSource) -> Picture:
         image = open_image(source, self._rule.max_pixels, self._rule.background)
         content = digest(image)
@@ -98,6 +106,7 @@ class ImageEncoder:
             signal.check()
             batch = pixels[begin : begin + TILE_BATCH]  # (n <= 4, 3, tile_size, tile_size)
             began = perf_counter()
+            self._used = True
             embeddings, _ = self._backend.encode(batch)
             stats.encode_s += perf_counter() - began
             stats.tiles += len(batch)

@@ -11,6 +11,7 @@ Finish = Literal["stop", "stop_string", "length", "context", "cancelled"]
 """Why a generation ended: the model's own end token, a stop string, `max_tokens`, a full context, or `stop()`."""
 
 _STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
 
 
 @dataclass
@@ -63,6 +64,15 @@ class Stats:
             "prefill_tokens_per_second": self.prefill_tokens_per_second,
         }
         return asdict(self) | rates
+
+
+def restart_peak_memory() -> bool:
+    """Let `peak_memory_bytes` begin anew from what is resident now; False where the system cannot (macOS)."""
+    try:
+        _CLEAR_REFS.write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def peak_memory_bytes() -> int:

@@ -41,14 +41,17 @@ def require_workstation(what: str) -> None:
         )
 
 
-def load(bundle: StrPath, *, backend: BackendName | None = None, verify: bool = True) -> Engine:
+def load(
+    bundle: StrPath, *, backend: BackendName | None = None, verify: bool = True, release_encoder: bool = False
+) -> Engine:
     """An engine for the bundle folder `bundle`; on its fastest installed backend unless `backend` names one.
 
-    Verifies the bundle first: `verify=False` skips the hashes, never the sizes. Raises BundleError, BackendError.
+    Verifies the bundle first: `verify=False` skips the hashes, never the sizes. `release_encoder` frees the vision
+    encoder's memory once a prompt's pictures are encoded. Raises BundleError, BackendError.
     """
     from handlens_runtime.engine import Engine
 
-    return Engine(Path(bundle), backend, verify=verify)
+    return Engine(Path(bundle), backend, verify=verify, release_encoder=release_encoder)
 
 
 def export(

@@ -38,6 +38,10 @@ class FakeRunner:
     def encode_picture(self, width, height):
         return {"tiles": 9, "image_decode_s": 0.5, "encode_s": 18.0}
 
+    def peak_memory_released(self):
+        self.log.append((self.name, "released"))
+        return 900
+
     def peak_memory(self):
         self.log.append((self.name, "memory"))
         return 1000 + len(self.log)
@@ -99,6 +103,7 @@ def test_pictures_are_shown_to_the_bundle_alone_and_memory_is_read_before(log):
     assert ours.pictures.tiles == 9 and ours.pictures.encode.values == (18.0, 18.0)
     assert theirs.pictures is None and theirs.peak_memory_pictures is None
     assert ours.peak_memory_pictures > ours.peak_memory
+    assert ours.peak_memory_released == 900 and theirs.peak_memory_released is None
 
 
 def test_progress_rises_from_nothing_to_almost_all(log):

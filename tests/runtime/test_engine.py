@@ -77,6 +77,31 @@ def test_rows_of_pictures_are_their_embeddings_in_order(make_engine):
     assert engine.stats.image_tokens == len(expected) == 4 * (5 + 1 + 4)
 
 
+@pytest.mark.parametrize("cache", [0, 1 << 20], ids=["embeddings-do-not-fit", "embeddings-fit"])
+def test_the_encoder_is_released_before_the_decoder_runs_and_comes_back(make_engine, cache):
+    expected = answer(make_engine(), PICTURES, max_tokens=4)
+    engine = make_engine(image_cache_bytes=cache, release_encoder=True)
+    assert answer(engine, PICTURES, max_tokens=4) == expected
+    names = [name for name, _, _ in engine.backend.calls]
+    assert names.index("release") > names.index("encode") and names.index("release") < names.index("decode")
+    # Whatever ran the encoder, nothing is left of it in memory once tokens come.
+    assert "encode" not in names[len(names) - names[::-1].index("release") :]
+    engine.backend.calls.clear()
+    if cache:
+        assert answer(engine, PICTURES, max_tokens=4) == expected
+        assert {name for name, _, _ in engine.backend.calls} == {"decode"}
+    other = [Message("user", "And this?", (picture(4),))]
+    engine.prefill(other)
+    names = [name for name, _, _ in engine.backend.calls]
+    assert names[-1] != "encode" and names.count("encode") == names.count("release") == 1
+
+
+def test_the_encoder_stays_unless_asked(make_engine):
+    engine = make_engine()
+    answer(engine, PICTURES, max_tokens=2)
+    assert "release" not in {name for name, _, _ in engine.backend.calls}
+
+
 def test_tiles_are_encoded_four_at_a_time(make_engine):
     engine = make_engine()
     answer(engine, [Message("user", "?", (picture(1, 3, 3),))], max_tokens=1)

@@ -108,6 +108,7 @@ class FakeEngine:
     asked: list[tuple[list[Message], Options]] = field(default_factory=list)
     prefilled: list[list[Message]] = field(default_factory=list)
     backend: object = None
+    release_encoder: bool = False
     warnings: tuple[str, ...] = ()
     resets: int = 0
     stopped: bool = False
@@ -138,10 +139,11 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Stands in for every engine that the command line makes."""
     fake = FakeEngine()
 
-    def make(bundle: object, backend: object = None) -> FakeEngine:
+    def make(bundle: object, backend: object = None, release_encoder: bool = False) -> FakeEngine:
         if backend == "executorch":
             raise HandLensError("The bundle has no executorch program; choose onnx.")
         fake.backend = backend
+        fake.release_encoder = release_encoder
         return fake
 
     monkeypatch.setattr(handlens_runtime.engine, "Engine", make)

@@ -30,17 +30,19 @@ def test_answer_is_alone_on_stdout_and_numbers_on_stderr(runner: CliRunner, bund
 def test_every_option_reaches_the_engine(runner: CliRunner, bundle: Path, engine: FakeEngine) -> None:
     words = "--max-tokens 7 --temperature 0.5 --top-k 3 --top-p 0.9 --min-p 0.1 --repetition-penalty 1.2 --seed 5"
     more = ["--stop", "END", "--stop", "\n", "--system", "Be brief.", "--image", "a.jpg", "--image", "b.jpg"]
-    result = runner.invoke(app, ["run", str(bundle), "What?", "--backend", "onnx", *words.split(), *more])
+    result = runner.invoke(
+        app, ["run", str(bundle), "What?", "--backend", "onnx", "--release-encoder", *words.split(), *more]
+    )
     assert result.exit_code == 0, result.stderr
     ((messages, options),) = engine.asked
     assert messages == [Message("system", "Be brief."), Message("user", "What?", (Path("a.jpg"), Path("b.jpg")))]
     assert options == Options(7, 0.5, 3, 0.9, 0.1, 1.2, 5, ("END", "\n"))
-    assert engine.backend == "onnx"
+    assert engine.backend == "onnx" and engine.release_encoder
 
 
 def test_options_left_out_leave_the_choice_to_the_bundle(runner: CliRunner, bundle: Path, engine: FakeEngine) -> None:
     runner.invoke(app, ["run", str(bundle), "What?"])
-    assert engine.asked[0][1] == Options()
+    assert engine.asked[0][1] == Options() and not engine.release_encoder
 
 
 def test_json_is_one_object_with_answer_and_numbers(runner: CliRunner, bundle: Path, engine: FakeEngine) -> None:

@@ -87,6 +87,9 @@ class Recording:
     def encode(self, tiles: Array) -> tuple[Array, Array]:
         return self._backend.encode(tiles)
 
+    def release_encoder(self) -> None:
+        self._backend.release_encoder()
+
     def embed(self, ids: NDArray[np.int64]) -> Rows:
         return self._backend.embed(ids)
 

@@ -42,6 +42,9 @@ class Backend(Protocol):
         encoder's features before the projector (n, feature tokens, feature width), for `check`.
         """
 
+    def release_encoder(self) -> None:
+        """Give back the vision encoder's memory as far as possible; the next `encode` takes time to get it back."""
+
     def embed(self, ids: NDArray[np.int64]) -> Rows:
         """Token embedding as the decoder expects it (scaled where the family scales): ids (t,) to t rows."""
 

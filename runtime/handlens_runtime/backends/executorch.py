@@ -73,6 +73,10 @@ class ExecuTorchBackend:
         pairs = [self._run(self._vision, "vision encoder", [tile[None]]) for tile in tiles]
         return np.concatenate([pair[0] for pair in pairs]), np.concatenate([pair[1] for pair in pairs])
 
+    def release_encoder(self) -> None:
+        """Its weights leave memory; so do the decoder's, whose next pass maps them again in a fraction of a second."""
+        self._program.give_back()
+
     def embed(self, ids: NDArray[np.int64]) -> Rows:
         """ids (t,) -> rows (t, width); the ids themselves where the program embeds inside."""
         if self._embedding is None:

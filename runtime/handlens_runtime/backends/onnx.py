@@ -48,11 +48,12 @@ class OnnxBackend:
                 f"{bundle.path} has no onnx programs; use --backend {next(iter(bundle.manifest.backends))}, or export "
                 "the checkpoint again with --backend onnx."
             )
-        threads = thread_count()
+        self._path, self._threads = bundle.path, thread_count()
         self._sizes = bundle.manifest.sizes
-        self._vision = None if graphs.vision is None else _session(bundle.path, graphs.vision, threads)
-        self._embedding = _session(bundle.path, graphs.embedding, threads)
-        self._decoder = _session(bundle.path, graphs.decoder, threads)
+        self._graph = graphs.vision
+        self._vision = None if self._graph is None else self._session(self._graph)
+        self._embedding = self._session(graphs.embedding)
+        self._decoder = self._session(graphs.decoder)
         self._logits = np.zeros((1, self._sizes.vocab_size), np.float32)
         self._cache = _allocate(graphs.decoder)
         self._binding = self._decoder.io_binding()
@@ -68,11 +69,17 @@ class OnnxBackend:
 
     def encode(self, tiles: Array) -> tuple[Array, Array]:
         """tiles (n, 3, s, s) -> embeddings (n, tokens, width), features (n, patches, vision width)."""
-        if self._vision is None:
+        if self._graph is None:
             raise BackendError("This bundle is text-only and has no vision encoder; ask without an image.")
+        if self._vision is None:
+            self._vision = self._session(self._graph)
         with _reported("vision encoder"):
             embeddings, features = self._vision.run(["embeddings", "features"], {"tiles": tiles})
         return embeddings, features
+
+    def release_encoder(self) -> None:
+        """The encoder's session ends; the next `encode` opens it again, which takes seconds for a large one."""
+        self._vision = None
 
     def embed(self, ids: NDArray[np.int64]) -> Rows:
         """ids (t,) -> rows (t, width)."""
@@ -93,6 +100,9 @@ class OnnxBackend:
             self._decoder.run_with_iobinding(self._binding)
         last: Array = self._logits[0].copy()
         return last
+
+    def _session(self, graph: Graph) -> ort.InferenceSession:
+        return _session(self._path, graph, self._threads)
 
 
 def thread_count() -> int:

@@ -17,7 +17,7 @@ from handlens_runtime.engine import Engine
 from handlens_runtime.errors import OptionError
 from handlens_runtime.image_encoder import ImageEncoder
 from handlens_runtime.manifest import BackendName
-from handlens_runtime.stats import Stats, peak_memory_bytes
+from handlens_runtime.stats import Stats, peak_memory_bytes, restart_peak_memory
 from handlens_runtime.stop import StopSignal
 
 
@@ -82,6 +82,16 @@ class BundleRunner:
         picture = encoder.look(_jpeg(width, height), stats)
         encoder.embeddings(picture.digest, StopSignal(), stats)
         return Vision(tiles=stats.tiles, image_decode_s=stats.image_decode_s, encode_s=stats.encode_s)
+
+    def peak_memory_released(self) -> int | None:
+        """Of this process, from the encoder's release through a chunk and a step at the end of the cache."""
+        self.engine.backend.release_encoder()
+        if not restart_peak_memory():
+            return None
+        last = self._filled - 1
+        self._fill(max(0, last - self._chunk), last)
+        self.decode(last, 1)
+        return peak_memory_bytes()
 
     def peak_memory(self) -> int:
         """Of this process."""

@@ -90,6 +90,9 @@ class Peer:
         """Not measured: the file has no vision encoder."""
         raise BackendError("llama.cpp's file of the bundle's shape has no vision encoder; bench pictures without --vs.")
 
+    def peak_memory_released(self) -> None:
+        """Not measured: there is no encoder to release."""
+
     def peak_memory(self) -> int:
         """Of this process."""
         return peak_memory_bytes()

@@ -44,6 +44,10 @@ class Remote:
         """One picture."""
         return cast(Vision, self._call("encode_picture", width=width, height=height))
 
+    def peak_memory_released(self) -> int | None:
+        """Of the runner's process, the encoder's memory given back."""
+        return cast(int | None, self._call("peak_memory_released"))
+
     def peak_memory(self) -> int:
         """Of the runner's process."""
         return int(self._call("peak_memory"))

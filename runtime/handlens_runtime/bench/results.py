@@ -107,6 +107,8 @@ class Found:
     """Most resident bytes after prompts and decoding."""
     peak_memory_pictures: int | None
     """The same after pictures too."""
+    peak_memory_released: int | None
+    """Most resident bytes with a full cache once the vision encoder's memory is given back."""
     kv_bytes: int
     """The key-value cache, as allocated."""
     weight_bytes: int
@@ -123,6 +125,7 @@ class Found:
             "pictures": None if self.pictures is None else self.pictures.to_json(),
             "peak_memory_bytes": self.peak_memory,
             "peak_memory_pictures_bytes": self.peak_memory_pictures,
+            "peak_memory_released_bytes": self.peak_memory_released,
             "kv_bytes": self.kv_bytes,
             "weight_bytes_per_step": self.weight_bytes,
         }

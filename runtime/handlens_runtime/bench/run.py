@@ -129,6 +129,7 @@ def measure(
             entrant.peak_memory = runner.peak_memory()
         pictures = _pictures(runners[0], picture, repeat, done) if picture is not None else None
         peak = runners[0].peak_memory() if pictures is not None else None
+        released = runners[0].peak_memory_released() if pictures is not None else None
     return [
         Found(
             name=said["name"],
@@ -139,6 +140,7 @@ def measure(
             pictures=pictures if first else None,
             peak_memory=entrant.peak_memory,
             peak_memory_pictures=peak if first else None,
+            peak_memory_released=released if first else None,
             kv_bytes=said["kv_bytes"],
             weight_bytes=entrant.weight_bytes,
         )

@@ -47,5 +47,11 @@ class Runner(Protocol):
     def encode_picture(self, width: int, height: int) -> Vision:
         """A picture of that many pixels, as the engine encodes it."""
 
+    def peak_memory_released(self) -> int | None:
+        """Most resident bytes at the end of the cache, with the vision encoder's memory given back.
+
+        Asked after the longest prompt and a picture. None where the system cannot tell.
+        """
+
     def peak_memory(self) -> int:
         """Most resident bytes that the runner's process had so far."""

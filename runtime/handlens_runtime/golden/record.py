@@ -150,6 +150,9 @@ class _Shaken:
             self._encoded[key] = embeddings.copy(), features.copy()
         return self._encoded[key]
 
+    def release_encoder(self) -> None:
+        self._backend.release_encoder()
+
     def embed(self, ids: NDArray[np.int64]) -> Rows:
         return self._backend.embed(ids)
 

@@ -34,6 +34,12 @@ class Program(Protocol):
     def load(self, method: str) -> None:
         """Load a method, with memory that no other shares. Raises LookupError where the program lacks it."""
 
+    def give_back(self) -> None:
+        """Let mapped weights leave memory where the system allows; methods stay loaded, and read them again.
+
+        A pass after it takes longer by the time of a memory read of its weights, from the file where that is gone too.
+        """
+
     def run(self, method: str, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs of a loaded method, copied: the program writes its next ones into the same memory."""
 

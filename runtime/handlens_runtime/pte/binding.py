@@ -43,6 +43,9 @@ class BindingProgram:
             raise LookupError(method)
         self._methods[method] = program.load_method(method), program
 
+    def give_back(self) -> None:
+        """Does nothing: the binding packs weights in memory of its own."""
+
     def run(self, method: str, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs of a loaded method, copied."""
         outputs = self._methods[method][0].execute([_tensor(array) for array in inputs])

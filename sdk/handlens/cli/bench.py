@@ -145,8 +145,11 @@ def _facts(runs: list[Found]) -> Iterator[tuple[str, list[str]]]:
     yield "key-value cache", [size(run.kv_bytes) for run in runs]
     yield "peak memory, prompts and decoding", [size(run.peak_memory) for run in runs]
     if any(run.peak_memory_pictures is not None for run in runs):
-        with_pictures = [run.peak_memory_pictures for run in runs]
-        yield "peak memory, a picture too", ["-" if peak is None else size(peak) for peak in with_pictures]
+        for label, peaks in (
+            ("peak memory, a picture too", [run.peak_memory_pictures for run in runs]),
+            ("peak memory, its encoder released", [run.peak_memory_released for run in runs]),
+        ):
+            yield label, ["-" if peak is None else size(peak) for peak in peaks]
 
 
 def _pm(samples: Samples, unit: float = 1.0) -> str:

@@ -57,6 +57,9 @@ def run(
         Path | None,
         typer.Option(metavar="PNG", help="Write the picture as the model sees it, in tiles.", show_default=False),
     ] = None,
+    release_encoder: Annotated[
+        bool, typer.Option("--release-encoder", help="Free the vision encoder's memory once pictures are encoded.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the answer as one JSON object.")] = False,
 ) -> None:
     """Ask a bundle a question, or chat with it."""
@@ -79,7 +82,7 @@ def run(
     )
     pictures = tuple(image or ())
     with interruptible():
-        engine = _loaded(bundle, backend, pictures, show_tiles)
+        engine = _loaded(bundle, backend, pictures, show_tiles, release_encoder)
     if prompt is None:
         from handlens.cli.chat import Chat
 
@@ -88,7 +91,13 @@ def run(
         _answer(engine, options, prompt, system, pictures, as_json)
 
 
-def _loaded(bundle: Path, backend: BackendChoice | None, images: tuple[Path, ...], show_tiles: Path | None) -> Engine:
+def _loaded(
+    bundle: Path,
+    backend: BackendChoice | None,
+    images: tuple[Path, ...],
+    show_tiles: Path | None,
+    release_encoder: bool,
+) -> Engine:
     from handlens_runtime.bundle import Bundle
     from handlens_runtime.engine import Engine
 
@@ -98,7 +107,7 @@ def _loaded(bundle: Path, backend: BackendChoice | None, images: tuple[Path, ...
     if show_tiles is not None:
         write_tiles(loaded.manifest, images, show_tiles)
     with hushed_loading(), interruptible():
-        engine = Engine(loaded, backend=backend)
+        engine = Engine(loaded, backend=backend, release_encoder=release_encoder)
     for warning in engine.warnings:
         complain(warning)
     return engine
