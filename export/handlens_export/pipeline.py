@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from handlens_export.bundle import check_target, file_entries, staged, write_gol
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import KV_SCALES, Plan, describe, plan
 from handlens_export.errors import UnsupportedError
-from handlens_export.forecast.host import CALIBRATING, lowering_seconds
+from handlens_export.forecast.host import calibrating_seconds, cores, part_seconds
 from handlens_export.gate import Gate, check_readable, judge
 from handlens_export.lower.jobs import Job, run
 from handlens_export.lower.lowering import LoweringSpec, check_delegation, find
@@ -105,7 +104,14 @@ def export(
             return scales
 
         graphs = _lower(
-            network, _spec(planned, recipe), scaled, recipe, folder, jobs or _cores(), stage.within("lower")
+            network,
+            parts["decoder"].parameters,
+            _spec(planned, recipe),
+            scaled,
+            recipe,
+            folder,
+            jobs or cores(),
+            stage.within("lower"),
         )
         del network
         stage.done("lower")
@@ -127,6 +133,7 @@ def export(
 
 def _lower(
     network: Network,
+    parameters: int,
     spec: LoweringSpec,
     scaled: Callable[[Network], tuple[Scales, ...]],
     recipe: Recipe,
@@ -135,16 +142,18 @@ def _lower(
     progress: Callable[[float], None],
 ) -> dict[BackendName, BackendGraphs]:
     """Each backend's programs, their parts side by side; the only one that needs calibrated scales begins with them."""
-    names = [(backend, part) for backend in recipe.backends for part in find(backend).parts(network)]
-    todo = []
-    for backend, part in names:
-        needed = scaled if (backend, part, spec.kv) == ("onnx", "decoder", "int8") else None
-        todo.append(Job(f"Lowering {part} for {backend}", *_job(backend, part, network, spec, needed, folder)))
-    made = dict(zip(names, run(todo, at_once, progress), strict=True))
+    todo = {}
+    for backend in recipe.backends:
+        for part in find(backend).parts(network):
+            job = Job(f"Lowering {part} for {backend}", *_job(backend, part, network, parameters, spec, scaled, folder))
+            todo[backend, part] = job
+    # The longest first: one that began last would be waited for alone.
+    names = sorted(todo, key=lambda name: -todo[name].weight)
+    made = dict(zip(names, run([todo[name] for name in names], at_once, progress), strict=True))
     let_go()
     graphs: dict[BackendName, BackendGraphs] = {}
     for backend in recipe.backends:
-        graphs[backend] = find(backend).join([made[name] for name in names if name[0] == backend], folder)
+        graphs[backend] = find(backend).join([made[name] for name in todo if name[0] == backend], folder)
         check_delegation(backend, graphs[backend], recipe.max_portable, recipe.float_roles)
     return graphs
 
@@ -153,28 +162,27 @@ def _job(
     backend: BackendName,
     part: str,
     network: Network,
+    parameters: int,
     spec: LoweringSpec,
-    scaled: Callable[[Network], tuple[Scales, ...]] | None,
+    scaled: Callable[[Network], tuple[Scales, ...]],
     folder: Path,
 ) -> tuple[float, Callable[[Callable[[float], None]], Any]]:
     """How long one part takes, in seconds or so, and what does it."""
-    layers = network.config.decoder.layers
-    if part != "decoder":
-        layers = network.config.vision.layers if network.config.vision and part == "vision" else 0
+    asked: tuple[BackendName, str, int, bool] = (backend, part, parameters, spec.kv == "int8")
+    seconds, calibrating = part_seconds(*asked, network.config), calibrating_seconds(*asked)
 
     def lowered(progress: Callable[[float], None]) -> Any:
         own = spec
-        if scaled is not None:
+        if calibrating:
             with one_thread():  # in this process or in a job's, which has one: scales of the same bits
                 own = replace(spec, kv_scales=scaled(network))
-            progress(CALIBRATING)
-        done = 0.0 if scaled is None else CALIBRATING
-        told = partial(_rest, progress, done)
+            progress(calibrating / seconds)
+        told = partial(_rest, progress, calibrating / seconds)
         made = find(backend).lower_part(part, shallow_copy(network), own, folder, told)
         gc.collect()  # programs refer to themselves, and with them to all that was packed
         return made
 
-    return lowering_seconds(backend, layers, calibrated=scaled is not None), lowered
+    return seconds, lowered
 
 
 def _rest(progress: Callable[[float], None], done: float, share: float) -> None:
@@ -189,11 +197,6 @@ def _spec(planned: Plan, recipe: Recipe) -> LoweringSpec:
         bos_id=planned.bos_id,
         eos_ids=planned.chat.stop_ids,
     )
-
-
-def _cores() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Stages:

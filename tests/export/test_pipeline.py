@@ -69,7 +69,7 @@ class FakeLowering:
 def lowering(monkeypatch) -> FakeLowering:
     fake = FakeLowering()
     monkeypatch.setattr(pipeline, "find", fake.named)
-    monkeypatch.setattr(pipeline, "_cores", lambda: 1)  # what a job notes in a process of its own is not seen here
+    monkeypatch.setattr(pipeline, "cores", lambda: 1)  # what a job notes in a process of its own is not seen here
     monkeypatch.setattr(pipeline, "record", lambda bundle, progress: Golden(cases=()))
     return fake
 

@@ -54,7 +54,7 @@ def predicted() -> Outcome:
     if not _kept().exists():
         exported()
     figures = json.loads((_kept() / "figures.json").read_text())
-    planned = _json([*_handlens("plan"), str(bundles.full_checkpoint()), "--device", "desktop", "--json"])
+    planned = _json([*_handlens("plan"), str(bundles.full_checkpoint()), "--json"])
     values: dict[str, object] = {}
     off = [
         (_off(values, "bundle", planned["bytes"], figures["bytes"]), BUNDLE),

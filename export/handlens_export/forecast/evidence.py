@@ -109,7 +109,8 @@ def _peak(config: NetworkConfig, recipe: Recipe, context: int) -> Callable[[Devi
     def predict(device: Device) -> float:
         with torch.device("meta"):
             shapes = {name: tuple(weight.shape) for name, weight in Network(config, context=1).named_parameters()}
-        return estimate(config, recipe, context, max(128, config.tokens_per_tile), weigh(shapes, recipe)).peak / 1e9
+        needs = estimate(config, recipe, context, max(128, config.tokens_per_tile), weigh(shapes, recipe))
+        return needs.backends["executorch"].peak / 1e9  # one pass a tile, and weights once, as on an NPU
 
     return predict
 

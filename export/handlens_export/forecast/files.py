@@ -7,7 +7,7 @@ from math import prod
 
 from handlens_export.describe import Plan
 from handlens_export.memory import HEAD_DIM_MULTIPLE
-from handlens_export.quantize.formats import FLOAT_BYTES, Matrix, Part, Shape, matrix, part_of
+from handlens_export.quantize.formats import FLOAT_BYTES, ONNX_BLOCK, Matrix, Part, Shape, matrix, part_of
 from handlens_export.recipe import Recipe
 from handlens_runtime.manifest import BackendName
 
@@ -17,8 +17,6 @@ ONNX_PAGE = 4096
 """Tensors of the data file begin at multiples of this (lower.onnx_file)."""
 ONNX_INLINE = 1024
 """Smaller tensors stay in the .onnx file."""
-ONNX_BLOCK = 128
-"""Columns that share a scale in the file where the grid has one per row (lower.onnx_leaves)."""
 ONNX_GRAPH = {"vision": (3_500, 5_900), "decoder": (1_400, 5_700), "embedding": (600, 0)}
 """Bytes of a graph without tensors: fixed, and per layer. Measured on bluelm-v-nano and SmolLM2-135M."""
 XNNPACK_SCALE_BYTES = 2

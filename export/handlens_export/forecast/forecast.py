@@ -10,7 +10,7 @@ from handlens_export.errors import UnsupportedError
 from handlens_export.forecast.device import Device
 from handlens_export.forecast.files import Shapes, bundle_files, weight_bytes
 from handlens_export.forecast.headers import shapes_of
-from handlens_export.forecast.host import Host, estimate_host
+from handlens_export.forecast.host import Host, cores, estimate_host
 from handlens_export.forecast.speed import Passes, prefill_seconds, tokens_per_second, vision_seconds
 from handlens_export.memory import estimate, kv_cache
 from handlens_export.quantize.formats import weigh
@@ -129,8 +129,8 @@ def forecast(
             f"{prompt.picture[1]} pixels, leaves no room for an answer in a context of {planned.context}; "
             "choose a larger --context or a smaller --image."
         )
-    parts = weigh(shapes, recipe)
     files = bundle_files(planned, recipe, shapes)
+    memory = estimate(planned.config, recipe, planned.context, planned.max_chunk, weigh(shapes, recipe))
     speeds = {
         backend: _speed(passes_of(planned, recipe, shapes, backend), device, tiles, tokens, planned.context)
         for backend in (recipe.backends if device else ())
@@ -143,9 +143,9 @@ def forecast(
         max_grid=_largest(planned.image),
         tiles=tiles,
         prompt_tokens=tokens,
-        host=estimate_host(planned.config, recipe, shapes, files),
+        host=estimate_host(planned.config, recipe, shapes, files, memory, cores()),
         files=files,
-        memory=estimate(planned.config, recipe, planned.context, planned.max_chunk, parts),
+        memory=memory,
         device=device,
         speeds=speeds,
     )

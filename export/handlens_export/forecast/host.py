@@ -2,29 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
 from handlens_export.network.config import NetworkConfig
-from handlens_export.quantize.formats import FLOAT_BYTES, Shape, matrix
+from handlens_export.quantize.formats import Shape, part_of
 from handlens_export.recipe import Recipe
-from handlens_runtime.manifest import BackendName
+from handlens_runtime.manifest import BackendName, MemoryEstimate
 
 LIBRARIES = 540_000_000
 """Python, torch and the exporters, before any weight."""
-COPIES: dict[BackendName, int] = {"executorch": 2, "onnx": 0}
-"""Times that a program's bytes stand in memory beside the network: ExecuTorch serializes, then joins; ONNX data is
-written tensor by tensor."""
-ROUNDED_PER_SECOND = 55e6
-"""Weights read and rounded a second on one core."""
-LAYER_SECONDS: dict[BackendName, float] = {"executorch": 9.0, "onnx": 0.9}
-"""Lowering one layer: passes over graphs, which take the same time for wide and narrow layers."""
-CALIBRATING = 0.85
-"""Share of the time of a job that calibrates and then lowers for ONNX."""
-WRITTEN_PER_SECOND = 200e6
-"""Bytes packed, written and hashed a second."""
-BASE_SECONDS = 2.5
+FORKED = 380_000_000
+"""What a job that lowers a part has of its own beside weights: libraries once it writes to their pages."""
+LAYER_GRAPH = 15_000_000
+"""Of ExecuTorch's passes, per layer."""
+ROUNDED_PER_SECOND = 58e6
+"""Weights read and rounded a second on two cores."""
+LOWERING: dict[tuple[BackendName, str], tuple[float, float]] = {
+    ("executorch", "decoder"): (75, 3.0),
+    ("executorch", "vision"): (40, 0.6),
+    ("onnx", "decoder"): (5, 1.2),
+    ("onnx", "vision"): (5, 0.6),
+    ("onnx", "embedding"): (2, 0.0),
+}
+"""Seconds of one core for one part: for its first layers, and for each. Passes over graphs, not over weights."""
+CALIBRATED_PER_SECOND = 13e6
+"""Weights of the decoder, a second of one core."""
+RECORDED_PER_SECOND = 30e6
+"""Weights of the decoder, a second of two cores and a backend."""
+BASE_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -32,32 +40,75 @@ class Host:
     """Of the workstation, for one export."""
 
     peak_bytes: int
-    """Of the process, file-backed pages of the checkpoint left out."""
+    """Of all processes, file-backed pages of what they write and load included."""
     seconds: float
-    """On one core."""
+    jobs: int
+    """Parts that are lowered at once."""
 
 
 def estimate_host(
-    config: NetworkConfig, recipe: Recipe, shapes: Mapping[str, Shape], files: Mapping[str, Mapping[str, int]]
+    config: NetworkConfig,
+    recipe: Recipe,
+    shapes: Mapping[str, Shape],
+    files: Mapping[str, Mapping[str, int]],
+    memory: MemoryEstimate,
+    jobs: int,
 ) -> Host:
     """Peak and time of `export` with this recipe; `files` as `forecast.files.bundle_files` gives them."""
-    layers = config.decoder.layers + (config.vision.layers if config.vision else 0)
-    network = sum(_unpacked(name, shape, recipe) for name, shape in shapes.items())
-    seconds = BASE_SECONDS + sum(map(prod, shapes.values())) / ROUNDED_PER_SECOND
-    peak = network
-    for backend in recipe.backends:
-        written = sum(files[backend].values())
-        peak = max(peak, network + COPIES[backend] * written)
-        seconds += layers * LAYER_SECONDS[backend] + written / WRITTEN_PER_SECOND
-    return Host(peak_bytes=LIBRARIES + peak, seconds=seconds)
+    decoder = sum(prod(shape) for name, shape in shapes.items() if part_of(name) == "decoder")
+    names = [(backend, part) for backend in recipe.backends for part in _parts(config, backend)]
+    times = sorted((part_seconds(*name, decoder, recipe.kv == "int8", config) for name in names), reverse=True)
+    seconds = BASE_SECONDS + sum(map(prod, shapes.values())) / ROUNDED_PER_SECOND + _together(times, jobs)
+    seconds += len(recipe.backends) * decoder / RECORDED_PER_SECOND
+    lowering = sorted((_part_bytes(*name, config, files) for name in names), reverse=True)
+    peak = max(sum(lowering[:jobs]), *(_loaded(backend, files, memory) for backend in recipe.backends))
+    return Host(peak_bytes=LIBRARIES + peak, seconds=seconds, jobs=jobs)
 
 
-def _unpacked(name: str, shape: Shape, recipe: Recipe) -> int:
-    """Bytes of a parameter between rounding and lowering: a byte a weight, whatever its bits, and its scales."""
-    grid = matrix(name, shape, recipe)
-    return prod(shape) * FLOAT_BYTES if grid is None else prod(shape) + grid.scales * FLOAT_BYTES
+def part_seconds(backend: BackendName, part: str, parameters: int, int8_cache: bool, config: NetworkConfig) -> float:
+    """Of one core, for lowering one part; `parameters`: of the decoder."""
+    first, each = LOWERING[backend, part]
+    layers = config.decoder.layers if part == "decoder" else config.vision.layers if config.vision else 0
+    return first + each * layers + calibrating_seconds(backend, part, parameters, int8_cache)
 
 
-def lowering_seconds(backend: BackendName, layers: int, calibrated: bool) -> float:
-    """Of one part, to weigh it against the others."""
-    return (1 + layers * LAYER_SECONDS[backend]) / (1 - CALIBRATING if calibrated else 1)
+def calibrating_seconds(backend: BackendName, part: str, parameters: int, int8_cache: bool) -> float:
+    """Of these, before it is lowered: only ONNX's decoder needs scales of its cache beforehand."""
+    return parameters / CALIBRATED_PER_SECOND if (backend, part) == ("onnx", "decoder") and int8_cache else 0.0
+
+
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _parts(config: NetworkConfig, backend: BackendName) -> list[str]:
+    """As the lowerings name them; ExecuTorch's table is written with the encoder."""
+    sees = ["vision"] if config.vision else []
+    return ["decoder", *sees] if backend == "executorch" else ["decoder", *sees, "embedding"]
+
+
+def _together(times: Iterable[float], jobs: int) -> float:
+    """Seconds until all are done, each on the core that is free first."""
+    busy = [0.0] * jobs
+    for seconds in times:
+        busy[busy.index(min(busy))] += seconds
+    return max(busy)
+
+
+def _part_bytes(backend: BackendName, part: str, config: NetworkConfig, files: Mapping[str, Mapping[str, int]]) -> int:
+    """Of the job that lowers one part. ONNX's holds what it writes, ExecuTorch's its largest matrix, twice."""
+    sizes = files[backend]
+    inside = {"decoder": ("decoder", "head"), "vision": ("vision", "projector"), "embedding": ("embedding",)}[part]
+    if backend == "onnx":
+        return FORKED + sum(sizes.get(name, 0) for name in inside)
+    layers = config.decoder.layers if part == "decoder" else config.vision.layers if config.vision else 0
+    return FORKED + layers * LAYER_GRAPH + 2 * sizes.get("head" if part == "decoder" else "embedding", 0)
+
+
+def _loaded(backend: BackendName, files: Mapping[str, Mapping[str, int]], memory: MemoryEstimate) -> int:
+    """While golden answers are recorded. XNNPACK packs what it loads into a second file, both mapped."""
+    if backend == "onnx":
+        return memory.backends[backend].peak
+    whole = sum(files[backend].values())
+    return 2 * whole - files[backend].get("embedding", 0)
