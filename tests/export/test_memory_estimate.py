@@ -37,8 +37,8 @@ def test_each_backends_cache_has_rows_of_its_own(
     assert memory.kv_cache == max(caches.values())
     peaks = {backend: needs.peak for backend, needs in memory.backends.items()}
     assert memory.peak == max(peaks.values()) > memory.kv_cache + 600
-    # ExecuTorch's attention holds its scores, and keys and values in float, besides the cache; ONNX Runtime each block's
-    # scale a second time, and a sum.
+    # ExecuTorch's attention holds its scores, and keys and values in float, besides the cache; ONNX Runtime each
+    # block's scale a second time, and a sum.
     beside = {backend: peaks[backend] - caches[backend] - 600 for backend in peaks}
     working = activations(planned.config, planned.max_chunk, 1)
     assert beside["onnx"] == working + 2 * 4 * 1000 // 32

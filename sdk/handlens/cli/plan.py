@@ -177,7 +177,7 @@ def _host(found: Forecast) -> Table:
     table = plain_table("", "")
     table.show_header = False
     add_row(table, "export, peak memory", size(found.host.peak_bytes))
-    add_row(table, "export, time on one core", duration(found.host.seconds))
+    add_row(table, f"export, time with --jobs {found.host.jobs}", duration(found.host.seconds))
     add_row(table, "bundle", size(found.bytes))
     return table
 
