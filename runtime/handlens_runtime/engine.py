@@ -19,7 +19,7 @@ from time import perf_counter
 import numpy as np
 from numpy.typing import NDArray
 
-from handlens_runtime import backends
+from handlens_runtime import backends, heap
 from handlens_runtime.backends.base import Array, Backend
 from handlens_runtime.bundle import TOKENIZER, Bundle
 from handlens_runtime.cached_decoder import CachedDecoder
@@ -72,6 +72,7 @@ class Engine:
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, verify)
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER))
         self.backend = backends.load(self.bundle, backend) if backend is None or isinstance(backend, str) else backend
+        heap.trim()
         self.warnings = self.backend.warnings
         """What makes it slower than it could be on this machine, one sentence each."""
         self.stats = Stats()

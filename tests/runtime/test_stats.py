@@ -29,3 +29,14 @@ def test_a_peak_begins_anew() -> None:
     del large
     assert restart_peak_memory()
     assert peak_memory_bytes() < before - LARGE / 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc, and glibc to show a difference")
+def test_freed_memory_goes_back_to_the_system() -> None:
+    code = (
+        "from handlens_runtime.heap import trim; from handlens_runtime.stats import peak_memory_bytes as peak, "
+        "restart_peak_memory as restart; kept = [bytes(1000) for _ in range(200_000)]; last = kept[-1]; del kept[:-1]; "
+        "restart(); before = peak(); trim(); restart(); print(before - peak())"
+    )
+    said = subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": ":".join(sys.path)}, stdout=subprocess.PIPE)
+    assert int(said.stdout) > 50_000_000

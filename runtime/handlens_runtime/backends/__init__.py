@@ -27,8 +27,9 @@ class Module(Protocol):
 def load(bundle: Bundle, name: str | None = None) -> Backend:
     """The backend `name` with the bundle's programs; None chooses.
 
-    The choice is executorch where the bundle has it and it is installed: on CPUs the .pte decodes about twice as fast
-    as ONNX Runtime. Else onnx, which the base install brings. Raises BackendError.
+    The choice is executorch where the bundle has it and it is installed: it loads several times as fast and in less
+    memory, and with AVX-512 VNNI decodes twice as fast as ONNX Runtime; without, it decodes at two thirds of its speed.
+    Else onnx, which the base install brings. Raises BackendError.
     """
     return find(bundle, chosen(bundle, name)).load(bundle)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from handlens_runtime import heap
 from handlens_runtime.backends.base import Array, Backend, Rows
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.errors import BackendError
@@ -76,6 +77,7 @@ class ExecuTorchBackend:
     def release_encoder(self) -> None:
         """Its weights leave memory; so do the decoder's, whose next pass maps them again in a fraction of a second."""
         self._program.give_back()
+        heap.trim()
 
     def embed(self, ids: NDArray[np.int64]) -> Rows:
         """ids (t,) -> rows (t, width); the ids themselves where the program embeds inside."""

@@ -12,6 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from handlens_runtime import heap
 from handlens_runtime.backends.base import Array, Backend, Rows
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.errors import BackendError, OptionError
@@ -80,6 +81,7 @@ class OnnxBackend:
     def release_encoder(self) -> None:
         """The encoder's session ends; the next `encode` opens it again, which takes seconds for a large one."""
         self._vision = None
+        heap.trim()
 
     def embed(self, ids: NDArray[np.int64]) -> Rows:
         """ids (t,) -> rows (t, width)."""
