@@ -73,6 +73,11 @@ def full_checkpoint() -> Path:
     return folder
 
 
+def full_export() -> Path:
+    """Where `full_size` leaves the bundle of that checkpoint, both backends, with figures of its export."""
+    return verify_folder() / "bluelm-v-3b-exported"
+
+
 def nano() -> Path:
     """bluelm-v-nano, both backends."""
     return exported(nano_checkpoint(), "nano", Recipe())

@@ -28,15 +28,14 @@ def exported() -> Outcome:
     """Both backends from nothing, the cache empty."""
     checkpoint = bundles.full_checkpoint()
     with tempfile.TemporaryDirectory(prefix="handlens-verify-", dir=bundles.verify_folder()) as scratch:
-        made = Path(scratch) / "bundle"
-        found = peak.run(
-            [*_handlens("export"), str(checkpoint), "-o", str(made)], _environment(Path(scratch) / "cache")
-        )
-        figures = {"resident": found.resident, "anonymous": found.anonymous, "bytes": _bytes(made)}
-        shutil.rmtree(_kept(), ignore_errors=True)
-        _kept().mkdir()
-        made.rename(_kept() / "bundle")
-        (_kept() / "figures.json").write_text(json.dumps(figures))
+        made, cache = Path(scratch) / "bundle", Path(scratch) / "cache"
+        found = peak.run([*_handlens("export"), str(checkpoint), "-o", str(made)], _environment(cache))
+        layers = len(list((cache / "stages").glob("*.safetensors")))
+        figures = {"resident": found.resident, "bytes": _bytes(made), "seconds": found.seconds, "layers": layers}
+        shutil.rmtree(bundles.full_export(), ignore_errors=True)
+        bundles.full_export().mkdir()
+        made.rename(bundles.full_export() / "bundle")
+        (bundles.full_export() / "figures.json").write_text(json.dumps(figures))
     values = {
         "peak, GiB": round(found.resident / GIB, 2),
         "of it anonymous, GiB": round(found.anonymous / GIB, 2),
@@ -51,9 +50,9 @@ def exported() -> Outcome:
 
 def predicted() -> Outcome:
     """What `plan` says beforehand, beside the export above and a run of its bundle with a picture and a full cache."""
-    if not _kept().exists():
+    if not bundles.full_export().exists():
         exported()
-    figures = json.loads((_kept() / "figures.json").read_text())
+    figures = json.loads((bundles.full_export() / "figures.json").read_text())
     planned = _json([*_handlens("plan"), str(bundles.full_checkpoint()), "--json"])
     values: dict[str, object] = {}
     off = [
@@ -62,7 +61,7 @@ def predicted() -> Outcome:
     ]
     for backend, memory in planned["memory"]["backends"].items():
         tests = ["--prompts", "16", "--depths", "2032", "--repeat", "1", "--json"]
-        measured = _json([*_handlens("bench"), str(_kept() / "bundle"), "--backend", backend, *tests])
+        measured = _json([*_handlens("bench"), str(bundles.full_export() / "bundle"), "--backend", backend, *tests])
         peak_bytes = measured["peak_memory_pictures_bytes"]
         off.append((_off(values, f"peak, {backend}", memory["peak"], peak_bytes), PEAK))
     bar = f"bundle within {BUNDLE:.0%}, host RAM {HOST:.0%}, peak of a run {PEAK:.0%}"
@@ -89,10 +88,6 @@ def _handlens(verb: str) -> list[str]:
 def _environment(cache: Path | None) -> dict[str, str]:
     paths = os.pathsep.join(str(bundles.ROOT / tree) for tree in ("sdk", "export", "runtime"))
     return {**os.environ, "PYTHONPATH": paths} | ({} if cache is None else {"HANDLENS_CACHE": str(cache)})
-
-
-def _kept() -> Path:
-    return bundles.verify_folder() / f"{NAME}-exported"
 
 
 def _bytes(folder: Path) -> int:
