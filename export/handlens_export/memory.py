@@ -26,7 +26,8 @@ def estimate(
         if backend == "executorch":
             beside = activations(config, max_chunk, 1) + attention(config, max_chunk, context)
         else:
-            beside = activations(config, max_chunk, TILE_BATCH) + sum(map(_sums, parts.values()))
+            linears = [summary for part, summary in parts.items() if part != "embedding"]
+            beside = activations(config, max_chunk, TILE_BATCH) + sum(map(_sums, linears))
         backends[backend] = BackendMemory(kv_cache=cache, peak=sum(weights.values()) + cache + beside)
     return MemoryEstimate(
         weights=weights,

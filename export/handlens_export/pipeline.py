@@ -173,7 +173,7 @@ def _job(
 
     def lowered(progress: Callable[[float], None]) -> Any:
         own = spec
-        if calibrating:
+        if (backend, part, spec.kv) == ("onnx", "decoder", "int8"):
             with one_thread():  # in this process or in a job's, which has one: scales of the same bits
                 own = replace(spec, kv_scales=scaled(network))
             progress(calibrating / seconds)

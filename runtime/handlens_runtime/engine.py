@@ -8,7 +8,7 @@ Between any two steps in brackets, and between two batches of tiles, `stop()` is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -102,7 +102,6 @@ class Engine:
             else:
                 for picture in self._look(messages):
                     self._picture(picture.digest, signal)
-                self._release()
 
     def generate(self, messages: Sequence[Message], options: Options | None = None) -> Generator[Token, None, None]:
         """Answer a conversation, token by token; work starts with the first `next`.
@@ -218,21 +217,22 @@ class Engine:
         # A prompt whose rows see all of it has no rows in common with a longer one.
         start = self._decoder.rewind(prompt.keys if self._manifest.causal else ())
         stats.reused_tokens = start
+        encoded: dict[str, Array] = {}
         if self._release_encoder:
-            for digest in dict.fromkeys(key[0] for key in prompt.keys[start:] if isinstance(key, tuple)):
-                self._picture(digest, signal)
+            shown = dict.fromkeys(key[0] for key in prompt.keys[start:] if isinstance(key, tuple))
+            encoded = {digest: self._picture(digest, signal) for digest in shown}
             self._release()
         sizes = self._manifest.sizes
         step = min(sizes.chunk, sizes.max_chunk) if self._manifest.causal else count
         for begin in range(start, count, step):
-            logits = self._pass(prompt.keys[begin : begin + step], signal)
-        self._release()  # again, where embeddings had not all fitted into their cache
+            logits = self._pass(prompt.keys[begin : begin + step], signal, encoded)
         check_finite(logits)
         return prompt, logits
 
-    def _pass(self, keys: Sequence[Key], signal: StopSignal) -> Array:
+    def _pass(self, keys: Sequence[Key], signal: StopSignal, encoded: Mapping[str, Array]) -> Array:
         """One decoder pass over prompt rows, their pictures encoded first where that is still to do."""
-        pictures = {key[0]: self._picture(key[0], signal) for key in keys if isinstance(key, tuple)}
+        shown = dict.fromkeys(key[0] for key in keys if isinstance(key, tuple))
+        pictures = {digest: encoded[digest] if digest in encoded else self._picture(digest, signal) for digest in shown}
         signal.check()
         began = perf_counter()
         # A picture's rows are looked up as id 0, for an image token's own id may lie outside the table.
@@ -300,4 +300,5 @@ class Engine:
             except Stopped:
                 self.stats.finish = "cancelled"
             finally:
+                self._release()  # also where a run ended while its pictures were encoded
                 self.stats.peak_memory_bytes = peak_memory_bytes()

@@ -145,6 +145,7 @@ def test_going_back_to_an_earlier_position_forgets_what_came_after(pair):
 def test_encoder_takes_any_number_of_tiles_of_a_batch(pair, tiles):
     images = torch.randn(tiles, 3, 42, 42, generator=torch.Generator().manual_seed(tiles))
     pair.backend.release_encoder()  # it comes back when it is needed
+    assert pair.backend._vision is None
     embeddings, features = pair.backend.encode(images.numpy())
     expected_embeddings, expected_features = pair.reference.encode(images)
     assert embeddings.shape == (tiles, 4, 128)

@@ -84,8 +84,9 @@ def test_the_encoder_is_released_before_the_decoder_runs_and_comes_back(make_eng
     assert answer(engine, PICTURES, max_tokens=4) == expected
     names = [name for name, _, _ in engine.backend.calls]
     assert names.index("release") > names.index("encode") and names.index("release") < names.index("decode")
-    # Whatever ran the encoder, nothing is left of it in memory once tokens come.
-    assert "encode" not in names[len(names) - names[::-1].index("release") :]
+    # Each picture is encoded once, also where not all embeddings fit into their cache.
+    assert names.count("release") == 1 and "encode" not in names[names.index("release") :]
+    assert sum(tiles for name, _, tiles in engine.backend.calls if name == "encode") == 5 + 1 + 4
     engine.backend.calls.clear()
     if cache:
         assert answer(engine, PICTURES, max_tokens=4) == expected
@@ -94,6 +95,14 @@ def test_the_encoder_is_released_before_the_decoder_runs_and_comes_back(make_eng
     engine.prefill(other)
     names = [name for name, _, _ in engine.backend.calls]
     assert names[-1] != "encode" and names.count("encode") == names.count("release") == 1
+
+
+def test_the_encoder_is_released_also_where_a_run_is_stopped(make_engine):
+    engine = make_engine(release_encoder=True)
+    engine.backend.on_call = engine.stop
+    engine.prefill(PICTURES)
+    assert engine.stats.finish == "cancelled"
+    assert [name for name, _, _ in engine.backend.calls] == ["encode", "release"]
 
 
 def test_the_encoder_stays_unless_asked(make_engine):

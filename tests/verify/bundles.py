@@ -75,7 +75,7 @@ def full_checkpoint() -> Path:
 
 def full_export() -> Path:
     """Where `full_size` leaves the bundle of that checkpoint, both backends, with figures of its export."""
-    return verify_folder() / "bluelm-v-3b-exported"
+    return _made_by_this_exporter() / "bluelm-v-3b-exported"
 
 
 def nano() -> Path:

@@ -33,9 +33,11 @@ def exported() -> Outcome:
         layers = len(list((cache / "stages").glob("*.safetensors")))
         figures = {"resident": found.resident, "bytes": _bytes(made), "seconds": found.seconds, "layers": layers}
         shutil.rmtree(bundles.full_export(), ignore_errors=True)
-        bundles.full_export().mkdir()
-        made.rename(bundles.full_export() / "bundle")
-        (bundles.full_export() / "figures.json").write_text(json.dumps(figures))
+        whole = Path(scratch) / "whole"
+        whole.mkdir()
+        made.rename(whole / "bundle")
+        (whole / "figures.json").write_text(json.dumps(figures))
+        whole.rename(bundles.full_export())
     values = {
         "peak, GiB": round(found.resident / GIB, 2),
         "of it anonymous, GiB": round(found.anonymous / GIB, 2),

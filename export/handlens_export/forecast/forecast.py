@@ -10,7 +10,7 @@ from handlens_export.errors import UnsupportedError
 from handlens_export.forecast.device import Device
 from handlens_export.forecast.files import Shapes, bundle_files, weight_bytes
 from handlens_export.forecast.headers import shapes_of
-from handlens_export.forecast.host import Host, cores, estimate_host
+from handlens_export.forecast.host import Host, can_fork, cores, estimate_host
 from handlens_export.forecast.speed import Passes, prefill_seconds, tokens_per_second, vision_seconds
 from handlens_export.memory import estimate, kv_cache
 from handlens_export.quantize.formats import weigh
@@ -143,7 +143,7 @@ def forecast(
         max_grid=_largest(planned.image),
         tiles=tiles,
         prompt_tokens=tokens,
-        host=estimate_host(planned.config, recipe, shapes, files, memory, cores()),
+        host=estimate_host(planned.config, recipe, shapes, files, memory, cores() if can_fork() else 1),
         files=files,
         memory=memory,
         device=device,

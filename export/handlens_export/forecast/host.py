@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -75,6 +76,11 @@ def part_seconds(backend: BackendName, part: str, parameters: int, int8_cache: b
 def calibrating_seconds(backend: BackendName, part: str, parameters: int, int8_cache: bool) -> float:
     """Of these, before it is lowered: only ONNX's decoder needs scales of its cache beforehand."""
     return parameters / CALIBRATED_PER_SECOND if (backend, part) == ("onnx", "decoder") and int8_cache else 0.0
+
+
+def can_fork() -> bool:
+    """Whether parts are lowered in processes here: on macOS, the system's libraries do not survive a fork."""
+    return sys.platform == "linux"
 
 
 def cores() -> int:

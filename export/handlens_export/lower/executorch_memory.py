@@ -104,7 +104,7 @@ class Dependencies:
         self.places = {node: place for place, node in enumerate(self.nodes)}
         self.bits = [0] * len(self.nodes)
         self._partitions: dict[int, tuple[int, _Partition]] = {}
-        """By number, with how many nodes it had: partitions only grow."""
+        """By number, with how many nodes it had: partitions only grow while they are merged."""
         for place in reversed(range(len(self.nodes))):
             for user in self.nodes[place].users:
                 self.bits[place] |= self.bits[self.places[user]] | 1 << self.places[user]

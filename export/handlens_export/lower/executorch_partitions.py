@@ -107,7 +107,7 @@ FIRST = {
 
 
 def _sort(module: GraphModule) -> GraphModule:
-    """Put nodes behind what they depend on, in the order of torch's `legalize_graph`. RuntimeError at a cycle."""
+    """Put nodes behind what they depend on, by the rule of torch's `legalize_graph`. RuntimeError at a cycle."""
     nodes = list(module.graph.nodes)
     waiting = {node: len(node.all_input_nodes) for node in nodes}
     ready = deque(node for node in nodes if waiting[node] == 0)

@@ -6,7 +6,6 @@ import gc
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from handlens_export.errors import ExportError, TargetError
+from handlens_export.forecast.host import can_fork
 
 Progress = Callable[[float], None]
 
@@ -31,11 +31,6 @@ class Job:
     """Its share of the time of all jobs."""
     run: Callable[[Progress], Any]
     """What it gives must be picklable."""
-
-
-def can_fork() -> bool:
-    """Whether jobs run in processes here: on macOS, the system's libraries do not survive a fork."""
-    return sys.platform == "linux"
 
 
 def run(jobs: Sequence[Job], at_once: int, progress: Progress) -> list[Any]:

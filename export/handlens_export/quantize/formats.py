@@ -21,9 +21,9 @@ Shape = tuple[int, ...]
 
 GROUP_CHOICES = (128, 64, 32)
 FLOAT_BYTES = 4
+"""Of a scale, and of a weight that stays in float."""
 ONNX_BLOCK = 128
 """Columns that share a scale in an ONNX file where the grid has one per row (lower.onnx_leaves)."""
-"""Of a scale, and of a weight that stays in float."""
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ class BundleRunner:
         self.longest = sizes.context if self._manifest.causal else min(sizes.context, sizes.max_chunk)
         self._chunk = min(sizes.chunk, sizes.max_chunk) if self._manifest.causal else self.longest
         self._ids = np.random.default_rng(0).integers(0, sizes.vocab_size, sizes.context)
+        self._picture_rows = 0
+        """Prompt rows of the last picture that was encoded."""
         self._filled = 0
         """Positions of the cache that hold something, from 0 on."""
 
@@ -81,14 +83,22 @@ class BundleRunner:
         encoder = ImageEncoder(self.engine.backend, rule, self._manifest.sizes.width, 0)
         picture = encoder.look(_jpeg(width, height), stats)
         encoder.embeddings(picture.digest, StopSignal(), stats)
+        self._picture_rows = stats.tiles * rule.tokens_per_tile
         return Vision(tiles=stats.tiles, image_decode_s=stats.image_decode_s, encode_s=stats.encode_s)
 
     def peak_memory_released(self) -> int | None:
-        """Of this process, from the encoder's release through a chunk and a step at the end of the cache."""
+        """Of this process, from the encoder's release on: a prompt with the picture embedded, its last chunk decoded.
+
+        All chunks before it would need no more memory, and minutes.
+        """
         self.engine.backend.release_encoder()
         if not restart_peak_memory():
             return None
-        last = self._filled - 1
+        backend, last = self.engine.backend, self._filled - 1
+        ids = self._ids[:last].copy()
+        ids[: self._picture_rows] = 0  # as the engine looks up a picture's rows
+        for begin in range(0, last, self._chunk):
+            backend.embed(ids[begin : begin + self._chunk])
         self._fill(max(0, last - self._chunk), last)
         self.decode(last, 1)
         return peak_memory_bytes()

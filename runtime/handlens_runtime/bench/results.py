@@ -108,7 +108,7 @@ class Found:
     peak_memory_pictures: int | None
     """The same after pictures too."""
     peak_memory_released: int | None
-    """Most resident bytes with a full cache once the vision encoder's memory is given back."""
+    """Most resident bytes at the deepest position tested, once the vision encoder's memory is given back."""
     kv_bytes: int
     """The key-value cache, as allocated."""
     weight_bytes: int

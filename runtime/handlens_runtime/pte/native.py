@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from handlens_runtime.pte.build import load_library
 from handlens_runtime.pte.packed import place
-from handlens_runtime.pte.pages import give_back
+from handlens_runtime.pte.pages import give_back, identity
 
 _MAX_RANK, _MOST_OUTPUTS = 8, 8
 _TYPES = {0: np.uint8, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.int64, 5: np.float16, 6: np.float32, 7: np.float64}
@@ -81,7 +81,7 @@ class NativeProgram:
             raise RuntimeError(_reason())
         self._handle = handle
         self._files = [path] if packed is None else [path, packed]
-        self._inodes: set[int] = set()
+        self._mapped: set[tuple[int, int]] = set()
         """Of those files: the one of packed weights gets another name once it is kept."""
         self._close = weakref.finalize(self, _LIBRARY.handlens_close, handle)
         # The process may end while another thread still runs a method.
@@ -94,11 +94,11 @@ class NativeProgram:
             raise LookupError(method)
         if found < 0 or _LIBRARY.handlens_load(self._handle, method.encode()) != 0:
             raise RuntimeError(_reason())
-        self._inodes |= {file.stat().st_ino for file in self._files if file.exists()}
+        self._mapped |= {found for found in map(identity, self._files) if found is not None}
 
     def give_back(self) -> None:
         """See `handlens_runtime.pte.Program`: for weights packed in memory, which are no file's, it does nothing."""
-        give_back(self._inodes)
+        give_back(self._mapped)
 
     def run(self, method: str, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs of a loaded method, copied. The inputs' memory is shared where they are dense."""
