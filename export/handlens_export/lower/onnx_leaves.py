@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from handlens_export.errors import UnsupportedError
 from handlens_export.network.layers import RMSNorm
 from handlens_export.network.vision import VisionAttention
+from handlens_export.quantize.formats import ONNX_BLOCK
 from handlens_export.quantize.weight import QuantizedEmbedding, QuantizedLinear, QuantizedWeight
 from handlens_export.stage_cache.tensor_file import let_go
 
@@ -27,9 +28,6 @@ Attributes: TypeAlias = dict[
 INT8_BLOCKS: dict[int, tuple[int, ...]] = {2: (32, 64, 128), 4: (16, 32, 64, 128, 256), 8: (16, 32, 64, 128, 256)}
 """Block sizes, by weight bits, for which MatMulNBits multiplies in int8, measured on onnxruntime 1.32 (x86-64).
 With any other it dequantizes the weight and leaves activations in float."""
-PER_ROW_BLOCK = 128
-"""Block that stands for one scale per row, repeated: as fast as 256 (8 bits: 207 and 209 GFLOP/s on a core at 729 x
-1152 x 4304; 154 at 32), and its activations are rounded in finer groups."""
 INT8_ACTIVATIONS = 4
 """`accuracy_level` at which MatMulNBits may round activations to int8."""
 LARGEST_BLOCK = 256
@@ -38,7 +36,7 @@ LARGEST_BLOCK = 256
 def block_size(weight: QuantizedWeight, name: str) -> int:
     """The power of two that divides the weight's group, as MatMulNBits wants it; UnsupportedError if below 16."""
     if weight.per_row:
-        return PER_ROW_BLOCK
+        return ONNX_BLOCK
     block = min(weight.group & -weight.group, LARGEST_BLOCK)
     if block < 16:
         raise UnsupportedError(
