@@ -107,9 +107,11 @@ def test_idefics3_rule_without_a_processor_file_has_transformers_defaults(
 def test_bluelm_v_rule_says_what_its_file_says(tmp_path: Path, tiny_checkpoint: MakeCheckpoint) -> None:
     checkpoint = read(tiny_checkpoint("bluelm_v", tmp_path))
     stated = {"tiling": "closest-ratio", "max_grid": [4, 2], "thumbnail": "last", "image_mean": [0.1, 0.2, 0.3]}
+    assert rule_and_chat(checkpoint)[0].row_end == ""
+    stated["row_end"] = "\n"
     rule, _ = rule_and_chat(replace(checkpoint, processor={**checkpoint.processor, **stated, "alpha": 0.2}))
     assert (rule.tiling, rule.max_tiles, rule.thumbnail, rule.alpha) == ("closest-ratio", 8, "last", 0.2)
-    assert rule.mean == (0.1, 0.2, 0.3)
+    assert rule.mean == (0.1, 0.2, 0.3) and rule.row_end == "\n"
     assert {(1, 1), (4, 1), (1, 2), (4, 2)} <= set(rule.grids) and (2, 4) not in rule.grids
     assert rule.tokens_per_tile == 25  # 9 x 9 patches, padded to 10 x 10
 
@@ -127,6 +129,7 @@ def test_bluelm_v_rule_says_what_its_file_says(tmp_path: Path, tiny_checkpoint: 
         ("paligemma", {"image_mean": [0.5, 0.5]}, "image_mean"),
         ("bluelm_v", {"tiling": "round"}, "tiling"),
         ("bluelm_v", {"max_grid": 4}, "max_grid"),
+        ("bluelm_v", {"row_end": 3}, "row_end"),
         ("bluelm_v", {"tile_size": 40}, "tile_size"),
         ("bluelm_v", {"sharpen": 2}, "sharpen"),
     ],

@@ -63,11 +63,7 @@ def prepare(image: Image.Image, rule: ImageRule) -> Tiles:
     or more tiles than the rule allows.
     """
     layout = lay_out(image, rule)
-    tiles = _cut(layout, rule.tile_size)
-    if layout.thumbnail is not None:
-        whole = np.asarray(layout.thumbnail)[None]
-        tiles = np.concatenate([whole, tiles] if rule.thumbnail == "first" else [tiles, whole])
-    return Tiles(_normalize(tiles, rule), layout.columns, layout.rows)
+    return Tiles(_normalize(cut(layout, rule), rule), layout.columns, layout.rows)
 
 
 def lay_out(image: Image.Image, rule: ImageRule) -> Layout:
@@ -88,6 +84,17 @@ def lay_out(image: Image.Image, rule: ImageRule) -> Layout:
     alone = rule.thumbnail == "none" or (columns, rows) == (1, 1)
     thumbnail = None if alone else _resize(image, (rule.tile_size, rule.tile_size), rule)
     return Layout(canvas, thumbnail, columns, rows)
+
+
+def cut(layout: Layout, rule: ImageRule) -> NDArray[np.uint8]:
+    """Grey levels (n, tile, tile, 3) of the grid's tiles, row by row, and of the thumbnail where there is one."""
+    tile = rule.tile_size
+    levels = np.asarray(layout.canvas).reshape(layout.rows, tile, layout.columns, tile, 3)
+    tiles = levels.transpose(0, 2, 1, 3, 4).reshape(-1, tile, tile, 3)
+    if layout.thumbnail is None:
+        return tiles
+    whole = np.asarray(layout.thumbnail)[None]
+    return np.concatenate([whole, tiles] if rule.thumbnail == "first" else [tiles, whole])
 
 
 def _fitting(picture: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
@@ -121,12 +128,6 @@ def _check_memory(needed: int, image: Image.Image) -> None:
             f"A picture of {image.width:,} x {image.height:,} pixels would take {needed / 1e9:.1f} GB to cut into "
             "tiles; crop it to a more usual shape first."
         )
-
-
-def _cut(layout: Layout, tile: int) -> NDArray[np.uint8]:
-    """(rows * tile, columns * tile, 3) -> (rows * columns, tile, tile, 3), row by row."""
-    levels = np.asarray(layout.canvas).reshape(layout.rows, tile, layout.columns, tile, 3)
-    return levels.transpose(0, 2, 1, 3, 4).reshape(-1, tile, tile, 3)
 
 
 def _normalize(levels: NDArray[np.uint8], rule: ImageRule) -> NDArray[np.float32]:

@@ -4,7 +4,10 @@ config.json has `vision_config` (as SiglipVisionModel's), `text_config` (as Llam
 `projector_hidden_act` and `image_token_id`; preprocessor_config.json has the tiling rule:
 
     {"tiling": "relaxed", "alpha": 0.1, "tile_size": 384, "max_grid": [4, 4], "thumbnail": "first",
-     "resample": 3, "image_mean": […], "image_std": […], "rescale_factor": 0.00392…}
+     "row_end": "", "resample": 3, "image_mean": […], "image_std": […], "rescale_factor": 0.00392…}
+
+`row_end` is text behind each row of tiles in the prompt: without it, a decoder must find out from the tiles themselves
+whether six of them are two rows or three (LLaVA-NeXT and Idefics3 mark a row's end too).
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ PROCESSOR_DEFAULTS: dict[str, Any] = {
     "alpha": 0.1,
     "max_grid": [4, 4],
     "thumbnail": "first",
+    "row_end": "",
     "resample": 3,
 }
 PROCESSOR_FIELDS = frozenset(
@@ -116,6 +120,7 @@ def image_rule(checkpoint: Checkpoint, config: NetworkConfig) -> ImageRule:
         tokens_per_tile=config.tokens_per_tile,
         image_token=_images.token_of(checkpoint, checkpoint.config.get("image_token_id"), config),
         placeholder="<image>",
+        row_end=_text(given, "row_end"),
         **_images.pixels(given),
     )
 
@@ -126,6 +131,12 @@ def _choice(given: dict[str, Any], name: str, allowed: tuple[str, ...]) -> Any:
             f"preprocessor_config.json's {name} is {given[name]!r}; expected one of {', '.join(allowed)}."
         )
     return given[name]
+
+
+def _text(given: dict[str, Any], name: str) -> str:
+    if not isinstance(given[name], str):
+        raise CheckpointError(f"preprocessor_config.json's {name} is {given[name]!r}; expected a text.")
+    return str(given[name])
 
 
 def _max_grid(value: Any) -> tuple[int, int]:
