@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -16,24 +17,27 @@ from handlens_export.checkpoint.read import read
 from handlens_export.describe import plan
 from handlens_export.network.load import load as load_weights
 from handlens_export.network.network import Network
-from handlens_export.reader import examples
-from handlens_export.reader.batch import Batch
-from handlens_export.reader.batches import RULE, Batches, Mix
+from handlens_export.reader import examples, train
+from handlens_export.reader.batch import Batch, assemble
 from handlens_export.reader.camera import SAME, _turned
-from handlens_export.reader.examples import TILE
+from handlens_export.reader.draw import Drawer, Mix, Order, Sheaf, seen
+from handlens_export.reader.examples import TILE, example
 from handlens_export.reader.fonts import Family
 from handlens_export.reader.labels import CHARACTERS, COLOURS, SHAPES, UNREADABLE, Canvas, labels
-from handlens_export.reader.losses import losses_of
-from handlens_export.reader.model import Networks, Reader, Sizes
+from handlens_export.reader.losses import Loss, losses_of
+from handlens_export.reader.model import Networks, Reader
 from handlens_export.reader.page import Page
+from handlens_export.reader.pool import Pool, normalized
+from handlens_export.reader.rule import RULE
 from handlens_export.reader.save import load, save
-from handlens_export.reader.save import main as save_main
+from handlens_export.reader.sizes import Sizes
 from handlens_export.reader.stages import Stage
-from handlens_export.reader.tokenizer import build
-from handlens_export.reader.train import Run, fast_bfloat16, main
+from handlens_export.reader.tokenizer import CHAT_TEMPLATE, IMAGE, build
+from handlens_export.reader.train import Plan, Run, fast_bfloat16, main
+from handlens_export.reader.turns import TOLD, Turns
 from handlens_export.recipe import Recipe
 from handlens_runtime.bundle import TOKENIZER
-from handlens_runtime.images.preprocess import lay_out
+from handlens_runtime.images.preprocess import lay_out, prepare
 
 SMALL = Sizes(vision_width=32, vision_layers=1, vision_heads=2, width=32, layers=1, heads=2, kv_heads=1, mlp=32)
 PATCH = SMALL.patch
@@ -55,7 +59,17 @@ def mix(font: Path, monkeypatch: pytest.MonkeyPatch) -> Mix:
     """Pages of every trained layout in Pillow's font."""
     monkeypatch.setattr(examples, "font_files", lambda family: (font,))
     family = Family("Any", "sans", "fontpkg-any==1", "0" * 64, ("any.ttf",), "OFL-1.1", held_out=False)
-    return Mix("test", ("receipt", "strings", "shapes"), (family,), ((1, 1), (2, 1)), tiles=3, questions=3)
+    return Mix("test", ("receipt", "strings", "shapes"), (family,), chat=0.0, conversations=0.0)
+
+
+def drawn(mix: Mix, grid: tuple[int, int] = (1, 1), number: int = 0, tiles: int = 4) -> Sheaf:
+    return Drawer().draw(Order(mix, number, grid, tiles))
+
+
+def batch_of(sheaf: Sheaf) -> Batch:
+    """Each page with its first set of questions."""
+    turns = [sets[0] for sets in sheaf.turns]
+    return assemble(turns, build().token_to_id(IMAGE), normalized(sheaf.tiles), sheaf.labels)
 
 
 def read_back(page: Page, canvas: Canvas) -> list[str]:
@@ -109,150 +123,190 @@ def test_text_too_small_for_the_thumbnail_is_not_guessed_at(font: Path) -> None:
     assert (found[1] > UNREADABLE).sum() == 4
 
 
-def test_a_steps_batch_is_the_same_whenever_it_is_drawn(mix: Mix) -> None:
-    one, other = (Batches(mix, SMALL)[7] for _ in range(2))
-    assert all(torch.equal(getattr(one, part), getattr(other, part)) for part in ("tiles", "characters", "ids"))
-    assert not torch.equal(Batches(mix, SMALL)[8].ids, one.ids)
+def test_an_order_draws_the_same_sheaf_whenever_it_is_drawn(mix: Mix) -> None:
+    one, other = drawn(mix), drawn(mix)
+    assert torch.equal(one.tiles, other.tiles) and torch.equal(one.labels, other.labels)
+    assert all(np.array_equal(a[0].tokens, b[0].tokens) for a, b in zip(one.turns, other.turns, strict=True))
+    assert not torch.equal(drawn(mix, number=1).tiles, one.tiles)
 
 
-def test_a_step_that_draws_only_chat_is_learned_from(mix: Mix) -> None:
-    """Steps of one large page draw one example: now and then that one has no picture."""
-    batch = Batches(replace(mix, chat=1.0), SMALL)[0]
-    assert len(batch.tiles) == 0
-    networks = Networks(SMALL)
-    losses, _ = losses_of({"dense", "rows", "answers", "language"}, networks, batch)
-    assert set(losses) == {"answers", "language"}
-    losses["answers"].backward()
-    assert networks.reader.language_model.model.embed_tokens.weight.grad is not None
+def test_training_sees_the_tiles_that_a_bundle_makes(mix: Mix) -> None:
+    made = example(Random(3), mix.layouts, mix.typefaces, (2, 1), 4)
+    tiles, _, _ = seen(made)
+    expected = prepare(made.picture, RULE).pixels
+    torch.testing.assert_close(normalized(torch.from_numpy(tiles)), torch.from_numpy(expected), rtol=0, atol=1e-6)
+
+
+def test_chat_is_learned_from_without_a_picture(mix: Mix) -> None:
+    batch = batch_of(drawn(replace(mix, chat=1.0)))
+    assert len(batch.tiles) == len(batch.images) == 0
+    reader = Reader(SMALL)
+    logits = reader.logits(torch.zeros(0, SMALL.width), batch)
+    torch.nn.functional.cross_entropy(logits, batch.targets).backward()
+    assert reader.language_model.model.embed_tokens.weight.grad is not None
 
 
 def test_a_batch_asks_as_the_chat_template_does(mix: Mix) -> None:
-    batch = Batches(replace(mix, conversations=1.0), SMALL)[1]
+    """One question of a picture of two tiles and its thumbnail, as the template writes it and the rule expands it."""
+    sheaf = drawn(replace(mix, conversations=1.0), (2, 1))
+    assert set(sheaf.counts) == {3}
+    batch = batch_of(sheaf)
     text = build().decode(batch.ids[0].tolist(), skip_special_tokens=False)
-    image = "<image>" * int(batch.places[0].sum())
-    assert text.startswith(f"<|user|>{image}")
-    assert int(batch.places.sum()) == len(batch.tiles) * SMALL.tokens_per_tile
-    answers = build().decode(batch.targets[0][batch.targets[0] >= 0].tolist(), skip_special_tokens=False)
-    assert answers.count("<|end|>") == len(batch.kinds[0])
-    for answer in answers.split("<|end|>")[:-1]:
-        assert f"<|assistant|>{answer}<|end|>" in text
+    image = "<image>" * SMALL.tokens_per_tile
+    assert text.startswith(f"<|user|>{image * 3}\n")
+    assert text.count("<image>") == 3 * SMALL.tokens_per_tile
+    assert "{{ '<|' + message['role'] + '|>' }}" in CHAT_TEMPLATE
+    answers = [build().decode(batch.targets[batch.answers == k].tolist(), skip_special_tokens=False) for k in range(2)]
+    for answer in answers:
+        assert answer.endswith("<|end|>")
+        assert f"<|assistant|>{answer}" in text
+
+
+def test_every_answer_is_of_its_own_kind(mix: Mix) -> None:
+    sheaf = drawn(mix)
+    batch = batch_of(sheaf)
+    assert len(batch.kinds) == sum(len(sets[0].kinds) for sets in sheaf.turns) == int(batch.answers.max()) + 1
+    for number, kind in enumerate(batch.kinds.tolist()):
+        said = build().decode(batch.targets[batch.answers == number].tolist(), skip_special_tokens=True)
+        assert TOLD[kind] != "yes-no" or said in ("yes", "no")
+        assert TOLD[kind] != "count" or said.isdigit()
+    assert "yes-no" in {TOLD[kind] for kind in batch.kinds.tolist()}
 
 
 def test_questions_that_stand_alone_see_the_picture_and_not_each_other(mix: Mix) -> None:
     """Each is answered as if it were the only one: same logits as its own batch of one turn."""
     torch.manual_seed(0)
     reader = Reader(SMALL).eval()
-    batch = Batches(replace(mix, conversations=0.0), SMALL)[1]
-    rows = torch.randn(int(batch.places.sum()), SMALL.width)
+    sheaf, image_id = drawn(mix, tiles=2), build().token_to_id(IMAGE)
+    batch = batch_of(sheaf)
+    rows = torch.randn(len(batch.images), SMALL.width)
+    each, begin = [], 0
     with torch.no_grad():
-        together = reader.logits(rows, batch, batch.segments > 0)
-        each = []
-        begin = 0
-        for row, kinds in enumerate(batch.kinds):
-            image = int(batch.places[row].sum())
-            for number in range(1, len(kinds) + 1):
-                kept = torch.cat((torch.arange(image + 1), torch.where(batch.segments[row] == number)[0]))
-                alone = replace(
-                    batch,
-                    ids=batch.ids[row, kept][None],
-                    places=batch.places[row, kept][None],
-                    positions=torch.arange(len(kept))[None],
-                    segments=torch.zeros(1, len(kept), dtype=torch.long),
-                )
-                wanted = torch.arange(len(kept))[None] > image
-                each.append(reader.logits(rows[begin : begin + image], alone, wanted))
+        together = reader.logits(rows, batch)
+        for sets in sheaf.turns:
+            tokens = sets[0].tokens
+            image = int((tokens[0] == image_id).sum())
+            for number in range(1, len(sets[0].kinds) + 1):
+                kept = tokens[:, (tokens[2] == 0) | (tokens[2] == number)].copy()
+                kept[1], kept[2] = np.arange(kept.shape[1]), 0
+                kept[3] = np.minimum(kept[3], 1)
+                alone = assemble([Turns(kept, sets[0].kinds[:1])], image_id, batch.tiles, batch.labels)
+                each.append(reader.logits(rows[begin : begin + image], alone))
             begin += image
-    assert sum(map(len, batch.kinds)) > len(batch.kinds)
+    assert len(each) > len(sheaf.turns)
     torch.testing.assert_close(together, torch.cat(each), rtol=0, atol=1e-5)
 
 
-def test_frozen_weights_stay_as_they_are(mix: Mix, tmp_path: Path) -> None:
-    stage = Stage(mix, {"answers": 1.0}, steps=2, learning_rate=1e-2, frozen=("reader.vision_tower",))
-    made = Run("test", stage, Networks(SMALL), tmp_path)
-    before = {name: weight.clone() for name, weight in made.networks.reader.state_dict().items()}
-    made.go(float("inf"), workers=0)
-    changed = {name for name, w in made.networks.reader.state_dict().items() if not torch.equal(w, before[name])}
-    assert {name.split(".")[0] for name in changed} == {"downsampler", "projector", "language_model"}
+def test_a_full_pool_gives_only_pages_that_are_whole(mix: Mix) -> None:
+    """The ring overwrites the oldest: what a batch gets is still the page that its questions are about."""
+    pool = Pool(40, torch.device("cpu"))
+    known: dict[bytes, bytes] = {}
+    for number in range(12):
+        sheaf = drawn(mix, (2, 1), number, tiles=9)
+        for page, sets in enumerate(sheaf.turns):
+            for turns in sets:
+                known[turns.tokens.tobytes()] = sheaf.tiles[3 * page : 3 * page + 3].numpy().tobytes()
+        pool.add(sheaf)
+        for page in pool.pages:
+            tiles = pool.tiles[page.start : page.start + page.count].numpy().tobytes()
+            assert all(known[turns.tokens.tobytes()] == tiles for turns in page.turns)
+    assert 1 <= len(pool.pages) <= 13 < pool.drawn
+    batch = pool.batch(Random(0), "test", 3, 9)
+    assert len(batch.tiles) == 9 and len(batch.images) == 9 * SMALL.tokens_per_tile
 
 
-def test_a_stage_begins_from_a_saved_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    reader = Networks(Sizes()).reader
-    save(reader, tmp_path)
-    other = Networks(Sizes()).reader
-    load(other, tmp_path)
-    for name, weight in reader.state_dict().items():
-        torch.testing.assert_close(other.state_dict()[name], weight.bfloat16().float(), rtol=0, atol=0, msg=name)
-    for wrong in (b"", b"no weights"):
-        (tmp_path / "model.safetensors").write_bytes(wrong)
-        assert main(["joint", "-o", str(tmp_path / "out"), "--from", str(tmp_path), "--workers", "0"]) == 2
-        assert "give a folder that save wrote" in capsys.readouterr().err
+def curriculum(mix: Mix) -> tuple[Stage, ...]:
+    first: dict[Loss, float] = {"dense": 1.0, "language": 1.0}
+    last: dict[Loss, float] = {"dense": 0.5, "rows": 1.0, "language": 1.0, "answers": 1.0}
+    grids = ((1, 1), (2, 1))
+    return Stage("first", 0.4, mix, grids, first), Stage("last", 1.0, replace(mix, seed="other"), grids, last)
 
 
-def run(mix: Mix, folder: Path, until: float) -> Run:
+def test_a_run_goes_through_its_stages_and_goes_on_where_it_was_stopped(
+    mix: Mix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "FIRST", 4)
+    monkeypatch.setattr(train, "EVERY", 1)
+    plan = Plan(seconds=3.0, tiles=17, pool=200, workers=1, validate=0)
     torch.manual_seed(0)
-    folder.mkdir(exist_ok=True)
-    stage = Stage(mix, {"dense": 1.0, "rows": 1.0, "answers": 1.0, "language": 1.0}, steps=3, learning_rate=1e-3)
-    made = Run("test", stage, Networks(SMALL), folder)
-    made.start()
-    made.go(until, workers=0)
-    return made
-
-
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not(mix: Mix, tmp_path: Path) -> None:
-    through = run(mix, tmp_path / "through", until=float("inf")).networks.state_dict()
-    assert run(mix, tmp_path / "stopped", until=0.0).step == 1
-    resumed = run(mix, tmp_path / "stopped", until=float("inf"))
-    assert resumed.step == 3
+    run = Run(tmp_path, plan, curriculum(mix), Reader(SMALL))
+    run.go(until=time.monotonic() + 1.5)
+    assert run.step > 0 and run.progress < 1
+    resumed = Run(tmp_path, plan, curriculum(mix))
+    assert (resumed.step, resumed.networks.reader.sizes) == (run.step, SMALL)
     for name, weight in resumed.networks.state_dict().items():
-        torch.testing.assert_close(weight, through[name], rtol=0, atol=0, msg=name)
+        torch.testing.assert_close(weight, run.networks.state_dict()[name], rtol=0, atol=0, msg=name)
+    resumed.go()
+    assert resumed.progress == 1 and resumed.step > run.step
+    log = (tmp_path / "log.jsonl").read_text()
+    assert '"stage": "first"' in log and '"stage": "last"' in log
+    trained = load(tmp_path).state_dict()
+    for name, weight in resumed.networks.reader.state_dict().items():
+        torch.testing.assert_close(trained[name], weight.bfloat16().float(), rtol=0, atol=0, msg=name)
 
 
-def test_a_stage_without_the_ones_before_it_says_which(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["align", "-o", str(tmp_path), "--workers", "0"]) == 2
-    said = capsys.readouterr().err
-    assert "language.pt" in said
-    assert said.count("\n") == 1
+def test_what_fails_in_the_drawing_ends_the_run(mix: Mix, tmp_path: Path) -> None:
+    """The thread that draws dies alone otherwise, and the run waits for ever."""
+    impossible = replace(mix, layouts=("no such layout",))
+    run = Run(tmp_path, Plan(3.0, 17, 200, 1), curriculum(impossible), Reader(SMALL))
+    with pytest.raises(KeyError, match="no such layout"):
+        run.go()
+
+
+@pytest.mark.parametrize("wrong", [b"", b"no weights"])
+def test_a_folder_that_holds_no_reader_is_named(
+    wrong: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "FAMILIES", ())
+    save(Reader(SMALL), tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(wrong)
+    assert main(["-o", str(tmp_path / "out"), "--minutes", "1", "--from", str(tmp_path)]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert str(tmp_path) in said and "give a folder that training wrote" in said
 
 
 @pytest.mark.parametrize("content", [b"", b"root:x:0:0", b"PK\x03\x04 half a file"])
-def test_a_file_that_is_no_state_is_named(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "dense.pt"
+def test_a_file_that_is_no_state_is_named(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "FAMILIES", ())
+    path = tmp_path / "state.pt"
     path.write_bytes(content)
-    assert save_main([str(path), "-o", str(tmp_path / "out")]) == 2
-    assert main(["dense", "-o", str(tmp_path), "--workers", "0"]) == 2
-    said = capsys.readouterr().err
-    assert said.count(f"{path} is no state of training") == said.count("\n") == 2
-    assert not (tmp_path / "out").exists()
+    assert main(["-o", str(tmp_path), "--minutes", "1"]) == 2
+    assert f"{path} is no state of training" in capsys.readouterr().err.splitlines()[-1]
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("wrong", [["--steps", "0"], ["--threads", "-1"], ["--workers", "-1"], ["--minutes", "0"]])
+@pytest.mark.parametrize("wrong", [["--tiles", "0"], ["--threads", "-1"], ["--workers", "0"], ["--minutes", "0"]])
 def test_numbers_that_train_nothing_are_refused(
     wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["dense", "-o", str(tmp_path / "out"), *wrong])
+        main(["-o", str(tmp_path / "out"), "--minutes", "1", *wrong])
     assert ended.value.code == 2
     assert f"argument {wrong[0]}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
 def test_exact_is_the_share_of_whole_answers(mix: Mix) -> None:
-    batch = Batches(mix, SMALL)[0]
-    networks = Networks(SMALL)
+    batch = batch_of(drawn(mix))
+    networks = Networks(Reader(SMALL))
 
     class Knowing(Reader):
         """Says what was asked for, but for one token of the first answer."""
 
-        def logits(self, image_rows, batch, wanted):
-            targets = batch.targets[wanted].clone()
+        def logits(self, image_rows, batch):
+            targets = batch.targets.clone()
             targets[0] = (targets[0] + 1) % 512
             return torch.nn.functional.one_hot(targets, 512).float() * 50
 
     networks.reader = Knowing(SMALL)
     _, told = losses_of({"answers"}, networks, batch)
-    answers = sum(len(kinds) for kinds in batch.kinds)
-    assert told["exact"] == pytest.approx((answers - 1) / answers)
+    right, asked = told["exact"]
+    assert int(asked.sum()) == len(batch.kinds)
+    wrong = (asked - right).tolist()
+    assert [TOLD[k] for k, missing in enumerate(wrong) if missing] == [TOLD[int(batch.kinds[0])]]
+    assert sum(wrong) == 1
 
 
 def test_the_saved_checkpoint_is_the_trained_network(tmp_path: Path) -> None:
@@ -267,17 +321,18 @@ def test_the_saved_checkpoint_is_the_trained_network(tmp_path: Path) -> None:
     tiles = torch.randn(2, 3, TILE, TILE)
     image = build().token_to_id("<image>")
     ids = torch.tensor([[1, *[image] * 2 * reader.sizes.tokens_per_tile, 20, 30, 40, 0, 2]])
+    nothing = torch.zeros(0)
     batch = Batch(
-        **dict.fromkeys(("tiles", "characters", "shapes", "colours", "targets"), torch.zeros(0)),
+        **dict.fromkeys(("tiles", "labels", "targets", "answers", "kinds"), nothing),
         ids=ids,
-        places=ids == image,
         positions=torch.arange(ids.shape[1])[None],
         segments=torch.zeros_like(ids),
-        kinds=(),
+        images=torch.where(ids[0] == image)[0],
+        wanted=torch.arange(ids.shape[1]),
     )
     with torch.no_grad():
         rows = reader.rows(reader.features(tiles)).flatten(0, 1)
-        expected = reader.logits(rows, batch, torch.ones_like(ids, dtype=torch.bool))
+        expected = reader.logits(rows, batch)
     torch.testing.assert_close(network(ids, tiles, image)[0], expected, rtol=0, atol=2e-5)
     assert planned.checkpoint.config["image_token_id"] == image
     assert TOKENIZER in {path.name for path in (tmp_path / "checkpoint").iterdir()}

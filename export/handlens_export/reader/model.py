@@ -8,8 +8,6 @@ learn what stands under each patch, and to make the rows that the oracle would.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
@@ -17,33 +15,13 @@ from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, Sigl
 from handlens_export.network.projector import merge_patches
 from handlens_export.reader.batch import Batch
 from handlens_export.reader.labels import CHARACTER_CLASSES, COLOUR_CLASSES, SHAPE_CLASSES, SLOTS
+from handlens_export.reader.sizes import Sizes
 from handlens_export.reader.tokenizer import VOCABULARY
 
-ATTENTION = "eager"
-"""A step takes a fifth less time on a CPU than with torch's fused kernel, whose backward pass is slow there."""
 
-
-@dataclass(frozen=True)
-class Sizes:
-    """Of the reader."""
-
-    tile: int = 224
-    patch: int = 16
-    vision_width: int = 192
-    vision_layers: int = 5
-    vision_heads: int = 3
-    width: int = 256
-    layers: int = 6
-    heads: int = 4
-    kv_heads: int = 2
-    mlp: int = 704
-    context: int = 2048
-    downsample: int = 2
-
-    @property
-    def tokens_per_tile(self) -> int:
-        """Rows of the decoder that a tile becomes."""
-        return (self.tile // self.patch // self.downsample) ** 2
+def attention() -> str:
+    """A step takes a fifth less time on a CPU without torch's fused kernel, whose backward pass is slow there."""
+    return "sdpa" if torch.cuda.is_available() else "eager"
 
 
 class Projector(nn.Module):
@@ -81,24 +59,24 @@ class Reader(nn.Module):
         out: Tensor = self.projector(self.downsampler(merge_patches(features, self.sizes.downsample)))
         return out
 
-    def logits(self, image_rows: Tensor, batch: Batch, wanted: Tensor) -> Tensor:
-        """Logits after the positions `wanted` (b, t) of a batch, (n, vocabulary); its `places` take the image rows.
+    def logits(self, image_rows: Tensor, batch: Batch) -> Tensor:
+        """Logits behind a batch's `wanted` positions, (m, vocabulary); its image tokens take the image rows.
 
         Sequences are padded at the right, where a causal decoder does not look.
         """
         embedded = self.language_model.model.embed_tokens(batch.ids)
-        embedded = embedded.masked_scatter(batch.places[..., None], image_rows.to(embedded.dtype))
+        filled = embedded.flatten(0, 1).index_copy(0, batch.images, image_rows.to(embedded.dtype))
         hidden = self.language_model.model(
-            inputs_embeds=embedded,
+            inputs_embeds=filled.view_as(embedded),
             position_ids=batch.positions,
-            attention_mask=_hidden(batch.segments),
+            attention_mask=_mask(batch.segments),
             use_cache=False,
         ).last_hidden_state
-        out: Tensor = self.language_model.lm_head(hidden[wanted])
+        out: Tensor = self.language_model.lm_head(hidden.flatten(0, 1)[batch.wanted])
         return out
 
 
-def _hidden(segments: Tensor) -> Tensor:
+def _mask(segments: Tensor) -> Tensor:
     """Segments (b, t) -> what is added to scores (b, 1, t, t): nothing where a row sees a column, else minus infinity.
 
     It sees what is before it, of its own segment or of segment 0.
@@ -106,7 +84,8 @@ def _hidden(segments: Tensor) -> Tensor:
     columns = segments[:, None, None, :]
     seen = (columns == 0) | (columns == segments[:, None, :, None])
     seen = seen & torch.ones_like(seen[:1, :1]).tril()
-    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, float("-inf"))
+    kind = torch.get_autocast_dtype(segments.device.type) if torch.is_autocast_enabled(segments.device.type) else None
+    return torch.zeros(seen.shape, device=seen.device, dtype=kind).masked_fill(~seen, float("-inf"))
 
 
 class DenseHead(nn.Module):
@@ -149,12 +128,11 @@ class Oracle(nn.Module):
 class Networks(nn.Module):
     """All that is trained; only `reader` is kept in the end."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, reader: Reader) -> None:
         super().__init__()
-        self.sizes = sizes
-        self.reader = Reader(sizes)
-        self.head = DenseHead(sizes)
-        self.oracle = Oracle(sizes)
+        self.reader = reader
+        self.head = DenseHead(reader.sizes)
+        self.oracle = Oracle(reader.sizes)
 
 
 def vision_config(sizes: Sizes) -> SiglipVisionConfig:
@@ -167,7 +145,7 @@ def vision_config(sizes: Sizes) -> SiglipVisionConfig:
         image_size=sizes.tile,
         patch_size=sizes.patch,
         vision_use_head=False,
-        attn_implementation=ATTENTION,
+        attn_implementation=attention(),
     )
 
 
@@ -186,5 +164,5 @@ def text_config(sizes: Sizes) -> LlamaConfig:
         bos_token_id=None,
         eos_token_id=0,
         pad_token_id=0,
-        attn_implementation=ATTENTION,
+        attn_implementation=attention(),
     )

@@ -26,15 +26,15 @@ class Optimizer:
         ]
         self.parameters = matrices + rest
 
-    def step(self, learning_rate: float, most_norm: float = 1.0) -> float:
+    def step(self, learning_rate: float, most_norm: float = 1.0) -> Tensor:
         """One step, gradients scaled to at most `most_norm`; the norm before it."""
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, most_norm))
+        norm = nn.utils.clip_grad_norm_(self.parameters, most_norm)
         for part in self.parts:
             for group in part.param_groups:
                 group["lr"] = learning_rate
             part.step()
             part.zero_grad(set_to_none=True)
-        return norm
+        return norm.detach()
 
     def state_dict(self) -> list[dict[str, Any]]:
         """To go on from."""

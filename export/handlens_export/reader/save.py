@@ -1,24 +1,20 @@
-"""The trained reader as an ordinary checkpoint folder: what `handlens export` takes.
-
-python -m handlens_export.reader.save STATE.pt -o FOLDER
-"""
+"""The trained reader as an ordinary checkpoint folder: what `handlens export` takes."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers import LlamaConfig, SiglipVisionConfig
 
-from handlens_export.errors import CheckpointError, ExportError
-from handlens_export.reader import state
-from handlens_export.reader.batches import MAX_GRID, RULE
-from handlens_export.reader.model import Networks, Reader, Sizes, text_config, vision_config
+from handlens_export.errors import CheckpointError
+from handlens_export.reader.model import Reader, text_config, vision_config
+from handlens_export.reader.rule import MAX_GRID, RULE
+from handlens_export.reader.sizes import Sizes
 from handlens_export.reader.tokenizer import CHAT_TEMPLATE, END, IMAGE, build
 
 TIED = "language_model.lm_head.weight"
@@ -38,6 +34,7 @@ def save(reader: Reader, folder: Path) -> None:
             "tile_size": RULE.tile_size,
             "max_grid": list(MAX_GRID),
             "thumbnail": RULE.thumbnail,
+            "row_end": RULE.row_end,
             "resample": 3,
             "image_mean": list(RULE.mean),
             "image_std": list(RULE.std),
@@ -65,16 +62,34 @@ def save(reader: Reader, folder: Path) -> None:
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def load(reader: Reader, folder: Path) -> None:
-    """Give a reader the weights of a folder that `save` wrote. Raises CheckpointError where there are none."""
-    path = folder / "model.safetensors"
+def load(folder: Path) -> Reader:
+    """The reader of a folder that `save` wrote. Raises CheckpointError where there is none."""
     try:
-        weights = load_file(path)
+        reader = Reader(_sizes(json.loads((folder / "config.json").read_text())))
+        weights = load_file(folder / "model.safetensors")
         reader.load_state_dict({**weights, TIED: weights["language_model.model.embed_tokens.weight"]})
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{path} does not hold the weights of a reader; give a folder that save wrote."
-        ) from error
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(f"{folder} does not hold a reader; give a folder that training wrote.") from error
+    return reader
+
+
+def _sizes(config: dict[str, Any]) -> Sizes:
+    """What `_config` states."""
+    vision, text = SiglipVisionConfig(**config["vision_config"]), LlamaConfig(**config["text_config"])
+    return Sizes(
+        tile=vision.image_size,
+        patch=vision.patch_size,
+        vision_width=vision.hidden_size,
+        vision_layers=vision.num_hidden_layers,
+        vision_heads=vision.num_attention_heads,
+        width=text.hidden_size,
+        layers=text.num_hidden_layers,
+        heads=text.num_attention_heads,
+        kv_heads=text.num_key_value_heads,
+        mlp=text.intermediate_size,
+        context=text.max_position_embeddings,
+        downsample=config["downsample_factor"],
+    )
 
 
 def _config(sizes: Sizes, ids: dict[str, int]) -> dict[str, Any]:
@@ -97,23 +112,3 @@ def _config(sizes: Sizes, ids: dict[str, int]) -> dict[str, Any]:
 
 def _write(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", "utf-8")
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Save the weights of a training state."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("state", type=Path)
-    parser.add_argument("-o", dest="folder", type=Path, required=True, metavar="FOLDER")
-    options = parser.parse_args(arguments)
-    networks = Networks(Sizes())
-    try:
-        networks.load_state_dict(state.read(options.state)["modules"])
-    except ExportError as error:
-        print(error, file=sys.stderr)
-        return 2
-    save(networks.reader, options.folder)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

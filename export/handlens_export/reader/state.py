@@ -1,4 +1,4 @@
-"""A stage's state on disk: the weights, the optimizer's, and how far it got. Knows nothing of what a stage trains."""
+"""A run's state on disk: the weights, the optimizer's, and how far it got. Knows nothing of what a run trains."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from handlens_export.errors import CheckpointError
 
-PARTS = {"modules", "optimizer", "step", "examples", "seconds"}
+PARTS = {"sizes", "modules", "optimizer", "step", "ordered", "seconds"}
 
 
 def write(path: Path, state: dict[str, Any]) -> None:
@@ -22,7 +22,7 @@ def write(path: Path, state: dict[str, Any]) -> None:
 def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """What `write` wrote, tensors on `device`. Raises CheckpointError for any other file."""
     if not path.exists():
-        raise CheckpointError(f"{path} is not there; give the .pt of a stage of training.")
+        raise CheckpointError(f"{path} is not there; give a state.pt of training.")
     try:
         state = torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises whatever its unpickler stumbles over
@@ -33,4 +33,4 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def _refused(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path} is no state of training; give the .pt of a stage, or remove it to begin anew.")
+    return CheckpointError(f"{path} is no state of training; remove it to begin anew.")
