@@ -12,7 +12,7 @@ from handlens_export.network.chat import sampling
 from handlens_export.network.config import NetworkConfig
 from handlens_export.network.families import Family, find
 from handlens_export.quantize.formats import Part
-from handlens_export.recipe import Recipe
+from handlens_export.recipe import Method, Recipe
 from handlens_runtime.manifest import (
     Chat,
     ImageRule,
@@ -24,8 +24,9 @@ from handlens_runtime.manifest import (
 )
 
 DEFAULT_CONTEXT = 2048
-METHOD = "rounding-1"
-"""To be counted up whenever `quantize.rounding` gives other integers or scales."""
+METHODS: dict[Method, str] = {"round": "rounding-1", "clip": "clip-1", "gptq": "gptq-1", "rsq": "rsq-1"}
+ROTATE, SMOOTH = "rotate-1", "smooth-1"
+"""What a manifest calls each; to be counted up whenever it gives other integers or scales."""
 KV_SCALES = "kv_scales.npz"
 RUNNER_CHUNK = 128
 """Tokens that a program takes at least, whatever the engine's chunk: what ExecuTorch's runners prefill at a time."""
@@ -77,8 +78,16 @@ def longest_pass(config: NetworkConfig, recipe: Recipe, context: int) -> int:
     return min(longest, context) if config.decoder.causal else context
 
 
-def describe(planned: Plan, recipe: Recipe, parts: dict[Part, PartQuantization]) -> Manifest:
-    """The manifest of a bundle to be, without programs and files yet."""
+def method_of(recipe: Recipe) -> str:
+    """What a manifest calls all that becomes of the weights: `rotate-1, smooth-1, gptq-1`."""
+    transforms = [name for name, wanted in ((ROTATE, recipe.rotate), (SMOOTH, recipe.smooth)) if wanted]
+    return ", ".join((*transforms, METHODS[recipe.method]))
+
+
+def describe(
+    planned: Plan, recipe: Recipe, parts: dict[Part, PartQuantization], calibration: str | None = None
+) -> Manifest:
+    """The manifest of a bundle to be, without programs and files yet; `calibration` is its set's digest."""
     config, decoder = planned.config, planned.config.decoder
     parameters = sum(part.parameters for part in parts.values())
     if decoder.tied_head and "head" in parts:
@@ -106,9 +115,13 @@ def describe(planned: Plan, recipe: Recipe, parts: dict[Part, PartQuantization])
         sampling=sampling(planned.checkpoint),
         causal=decoder.causal,
         quantization=Quantization(
-            method=METHOD,
+            method=method_of(recipe),
             recipe=SavedRecipe(
                 backends=recipe.backends,
+                method=recipe.method,
+                smooth=recipe.smooth,
+                rotate=recipe.rotate,
+                calibration=calibration,
                 bits=recipe.bits,
                 group=recipe.group,
                 head_bits=recipe.head_bits,

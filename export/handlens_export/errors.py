@@ -4,6 +4,7 @@ HandLensError                 (handlens_runtime.errors)
 └── ExportError               base of the workstation's errors
     ├── CheckpointError       a checkpoint cannot be read, or is of a kind that is refused
     ├── UnsupportedError      a config field, bit width or operator that a family or backend does not have
+    ├── CalibrationError      a calibration set cannot be read, or is none
     ├── TargetError           the place to write to is taken or not writable
     └── GateError             the exported programs answer fewer questions right than was asked for
 """
@@ -21,6 +22,10 @@ class CheckpointError(ExportError):
 
 class UnsupportedError(ExportError):
     """A config field, format or operator that the family or the backend does not have."""
+
+
+class CalibrationError(ExportError):
+    """A calibration set cannot be read, or is none."""
 
 
 class TargetError(ExportError):

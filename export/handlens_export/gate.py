@@ -34,13 +34,13 @@ class Gate:
             raise OptionError(f"--gate-accuracy is {share!r}, but a share lies between 0 and 1; give one such as 0.9.")
 
 
-def check_readable(questions: QuestionSet, planned: Plan) -> None:
+def check_readable(questions: QuestionSet, planned: Plan, option: str = "--gate") -> None:
     """Refuse, before any weight is read, questions about pictures for a network that reads text. EvaluationError."""
     shown = next((question for question in questions.questions if question.image is not None), None)
     if planned.image is None and shown is not None:
         raise EvaluationError(
             f"{questions.path}, line {shown.line}, shows a picture, but {planned.checkpoint.path} reads text only; "
-            "give --gate a set without pictures, or export a checkpoint that reads them."
+            f"give {option} a set without pictures, or export a checkpoint that reads them."
         )
 
 

@@ -22,7 +22,8 @@ from handlens_export.lower.lowering import LoweringSpec, check_delegation, find
 from handlens_export.network import decoding
 from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
-from handlens_export.quantize.calibration import calibration_rows
+from handlens_export.quantize.calibration import calibration_of, calibration_rows
+from handlens_export.quantize.formats import weigh
 from handlens_export.quantize.kv_scales import Scales, calibrate, save_scales
 from handlens_export.quantize.network import quantize_network
 from handlens_export.quantize.stages import one_thread
@@ -30,6 +31,7 @@ from handlens_export.quantize.weight import shallow_copy
 from handlens_export.recipe import Recipe
 from handlens_export.stage_cache.store import StageCache
 from handlens_export.stage_cache.tensor_file import let_go
+from handlens_export.transform.transformed import transformed
 from handlens_runtime.bundle import TOKENIZER, Bundle
 from handlens_runtime.evaluation import read_set
 from handlens_runtime.golden import record
@@ -54,6 +56,7 @@ def export(
     recipe: Recipe,
     *,
     lora: Path | None = None,
+    calibration: Path | None = None,
     gate: Gate | None = None,
     force: bool = False,
     jobs: int | None = None,
@@ -64,6 +67,8 @@ def export(
 
     Raises CheckpointError, UnsupportedError, TargetError. `target` is written beside and renamed: it is whole or
     it is not there. An existing `target` is replaced only with `force`, and only once the new one is whole.
+    Methods other than `round`, and smoothing, measure activations on the file `calibration`, a text or an evaluation
+    set (JSONL); left out, on a few prompts and photographs. CalibrationError where it cannot be read.
     With a `gate`, each backend's program first answers its questions; GateError where too few are right,
     EvaluationError where its set cannot be read or asked.
     Finished layers are kept in the cache folder: an export that was killed goes on where it was, and one with other
@@ -74,6 +79,10 @@ def export(
     if jobs is not None and jobs < 1:
         raise UnsupportedError(f"jobs is {jobs}, but at least one program must be lowered at a time; give 1 or more.")
     stage = _Stages(progress or (lambda _stage, _share: None), gated=gate is not None)
+    if calibration is not None and not recipe.looks_at_activations:
+        raise UnsupportedError(
+            "--calibration has no use where nothing looks at activations; add --method gptq or --smooth, or drop it."
+        )
     check_target(target, force)
     questions = None if gate is None else read_set(gate.path)
     planned = plan(read(source, lora), recipe)
@@ -82,12 +91,27 @@ def export(
     for sentence in decoding.warnings(planned.checkpoint):
         (warn or warnings.warn)(sentence)
     parameters = Parameters(planned.checkpoint, planned.family, planned.config)
+    measured = None
+    if recipe.looks_at_activations:
+        measured = calibration_of(calibration, planned, describe(planned, recipe, weigh(parameters.shapes, recipe)))
+        if calibration is None and recipe.method in ("gptq", "rsq"):
+            (warn or warnings.warn)(
+                f"--method {recipe.method} was given no --calibration, and the prompts built in are too few for it; "
+                "give it a text of some 30,000 tokens, or questions, like what the model will read."
+            )
     stage.done("read")
 
     with ExitStack() as work:
         kept = work.enter_context(StageCache())
+        searching = 0.5 if recipe.smooth else 0.0
         network, parts = quantize_network(
-            parameters, planned.config, recipe, planned.context, stage.within("quantize"), kept
+            transformed(parameters, planned.config, recipe, kept, measured, stage.within("quantize", part=searching)),
+            planned.config,
+            recipe,
+            planned.context,
+            stage.within("quantize"),
+            kept,
+            measured,
         )
         if kept.refusal is not None:
             (warn or warnings.warn)(kept.refusal)
@@ -96,7 +120,7 @@ def export(
         folder = work.enter_context(staged(target))
         (folder / TOKENIZER).write_text(planned.checkpoint.tokenizer_json, encoding="utf-8")
         tokenizer = Tokenizer(folder / TOKENIZER)
-        manifest = describe(planned, recipe, parts)
+        manifest = describe(planned, recipe, parts, measured.digest if measured else None)
 
         def scaled(network: Network) -> tuple[Scales, ...]:
             scales = calibrate(network, calibration_rows(network, manifest, tokenizer))

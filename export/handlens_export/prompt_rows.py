@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 import torch
 from torch import Tensor
@@ -25,8 +26,17 @@ class PreparedPrompt:
     tiles: dict[str, Tiles]
 
 
-def prepare_prompt(manifest: Manifest, tokenizer: Tokenizer, messages: Sequence[Message]) -> PreparedPrompt:
-    """Render, tokenize and tile, exactly as the engine does. Raises PromptError, ImageError."""
+def prepare_prompt(
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    answer: bool = True,
+    now: Callable[[], datetime] = datetime.now,
+) -> PreparedPrompt:
+    """Render, tokenize and tile, exactly as the engine does; with `answer` the assistant's turn begins at the end.
+
+    Raises PromptError, ImageError.
+    """
     pictures, tiles = [], {}
     for message in messages:
         for source in message.images:
@@ -35,7 +45,7 @@ def prepare_prompt(manifest: Manifest, tokenizer: Tokenizer, messages: Sequence[
             cut = prepare(image, manifest.image)
             tiles[digest(image)] = cut
             pictures.append(Picture(digest(image), cut.columns, cut.rows, len(cut.pixels)))
-    return PreparedPrompt(build(manifest, tokenizer, messages, pictures, answer=True), tiles)
+    return PreparedPrompt(build(manifest, tokenizer, messages, pictures, answer=answer, now=now), tiles)
 
 
 @torch.no_grad()

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import Literal, get_args
 
 from handlens_export.errors import UnsupportedError
 from handlens_runtime.manifest import BackendName, KVFormat
 
 GROUPS = (32, 64, 128)
+Method = Literal["round", "clip", "gptq", "rsq"]
+"""
+round  to the nearest grid point
+clip   the same, on the grids of least squared error, an input's weights counted by its size
+gptq   GPTQ: what rounding one weight does is made up for by those not rounded yet
+rsq    GPTQ to tokens weighted by the attention that they get (RSQ, without its rotation)
+"""
+METHODS: tuple[Method, ...] = get_args(Method)
 BITS: dict[BackendName, tuple[int, ...]] = {"executorch": (4, 8, 32), "onnx": (2, 4, 8, 32)}
 """Weight bits that each backend's kernels really take; 32 leaves weights in float."""
 
@@ -19,6 +27,12 @@ class Recipe:
 
     backends: tuple[BackendName, ...] = ("executorch", "onnx")
     """Programs to make."""
+    method: Method = "round"
+    """How the decoder's linears are rounded."""
+    smooth: bool = False
+    """Whether activations' outliers are moved into the weights first (SmoothQuant+)."""
+    rotate: bool = False
+    """Whether the residual stream is rotated first, so that no channel has outliers."""
     bits: int = 4
     """Bits of the decoder's linears."""
     group: int = 32
@@ -53,6 +67,13 @@ class Recipe:
                         f"{flag} {bits} is not a format of the {backend} backend, whose kernels take "
                         f"{', '.join(map(str, have))}; choose one of these or another --backend."
                     )
+        for name in ("smooth", "rotate"):
+            if not isinstance(getattr(self, name), bool):
+                raise UnsupportedError(f"{name} is {getattr(self, name)!r}, but it is either True or False.")
+        if self.bits == 32 and self.looks_at_activations:
+            raise UnsupportedError("--bits 32 rounds nothing; leave out --method and --smooth, or choose fewer bits.")
+        if self.method not in METHODS:
+            raise UnsupportedError(f"--method {self.method!r} is not possible; choose one of {', '.join(METHODS)}.")
         if self.embedding_bits not in (8, 32):
             raise UnsupportedError(f"--embedding-bits {self.embedding_bits} is not possible; choose 8 or 32.")
         if self.group not in GROUPS:
@@ -93,6 +114,11 @@ class Recipe:
                 )
             if backend in self.backends[:index]:
                 raise UnsupportedError(f"--backend names {backend} twice; name each once.")
+
+    @property
+    def looks_at_activations(self) -> bool:
+        """Whether it needs a calibration set."""
+        return self.method != "round" or self.smooth
 
     @property
     def float_roles(self) -> frozenset[str]:

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
-from handlens_export.describe import METHOD, Plan
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from torch import Tensor
+
+from handlens_export.describe import Plan, method_of
 from handlens_export.errors import UnsupportedError
 from handlens_export.lower.lowering import LoweringSpec, find
 from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
+from handlens_export.quantize.calibration import calibration_of
 from handlens_export.quantize.kv_scales import load_scales
 from handlens_export.quantize.network import quantize_network
 from handlens_export.recipe import Recipe
 from handlens_export.stage_cache.store import StageCache
+from handlens_export.transform.transformed import transformed
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.manifest import BackendName, Manifest
 
 
 def recipe_of(manifest: Manifest) -> Recipe:
     """The recipe that a bundle was made by. Raises UnsupportedError for one of another rounding than ours."""
-    if manifest.quantization.method != METHOD:
+    saved = manifest.quantization.recipe.model_dump(exclude={"calibration"})
+    recipe = Recipe(**saved, kv=manifest.quantization.kv)
+    if manifest.quantization.method != method_of(recipe):
         raise UnsupportedError(
-            f"The bundle's weights were rounded by {manifest.quantization.method}, this HandLens rounds by {METHOD}; "
+            f"The bundle's weights were made by {manifest.quantization.method}, this HandLens has {method_of(recipe)}; "
             "export the checkpoint again, or check with the HandLens that made the bundle."
         )
-    return Recipe(**manifest.quantization.recipe.model_dump(), kv=manifest.quantization.kv)
+    return recipe
 
 
 def reference(bundle: Bundle, planned: Plan, backend: BackendName) -> Network:
@@ -30,8 +39,15 @@ def reference(bundle: Bundle, planned: Plan, backend: BackendName) -> Network:
     manifest = bundle.manifest
     recipe = recipe_of(manifest)
     parameters = Parameters(planned.checkpoint, planned.family, planned.config)
+    calibration = calibration_of(None, planned, manifest)
+    recorded = manifest.quantization.recipe.calibration
+    if recorded not in (None, calibration.digest):
+        calibration = replace(calibration, digest=recorded, rows=_gone(bundle))
     with StageCache() as kept:
-        network, _ = quantize_network(parameters, planned.config, recipe, planned.context, lambda _share: None, kept)
+        parameters = transformed(parameters, planned.config, recipe, kept, calibration)
+        network, _ = quantize_network(
+            parameters, planned.config, recipe, planned.context, lambda _share: None, kept, calibration
+        )
     scales = None
     if manifest.quantization.kv_scales is not None:
         scales = load_scales(bundle.file(manifest.quantization.kv_scales))
@@ -44,3 +60,15 @@ def reference(bundle: Bundle, planned: Plan, backend: BackendName) -> Network:
         kv_scales=scales,
     )
     return find(backend).reference(network, spec)
+
+
+def _gone(bundle: Bundle) -> Callable[[Network], Sequence[Tensor]]:
+    """In place of a calibration set, which a bundle does not hold: layers that were calibrated must be cached still."""
+
+    def rows(network: Network) -> Sequence[Tensor]:
+        raise UnsupportedError(
+            f"The layers of {bundle.path} were calibrated and are not in the cache any more; "
+            "export it again, to another folder, and check that."
+        )
+
+    return rows

@@ -132,6 +132,11 @@ class SavedRecipe(_Strict):
     """What was asked of the exporter; with the same checkpoint it gives the same bundle."""
 
     backends: tuple[BackendName, ...]
+    method: str = "round"
+    smooth: bool = False
+    rotate: bool = False
+    calibration: str | None = None
+    """sha256 of the set that activations were measured on; None where none was needed."""
     bits: int
     group: int
     head_bits: int

@@ -19,7 +19,14 @@ from handlens._api import bench, calibrate, check, evaluate, export, init, load,
 
 if TYPE_CHECKING:
     from handlens_export.check import Report
-    from handlens_export.errors import CheckpointError, ExportError, GateError, TargetError, UnsupportedError
+    from handlens_export.errors import (
+        CalibrationError,
+        CheckpointError,
+        ExportError,
+        GateError,
+        TargetError,
+        UnsupportedError,
+    )
     from handlens_export.forecast import Device, Forecast
     from handlens_export.recipe import Recipe
     from handlens_runtime.bench import Benchmark, Workload
@@ -50,6 +57,7 @@ _HOME = {
     "Bundle": "handlens_runtime.bundle",
     "BundleError": "handlens_runtime.errors",
     "BusyError": "handlens_runtime.errors",
+    "CalibrationError": "handlens_export.errors",
     "CheckpointError": "handlens_export.errors",
     "Device": "handlens_export.forecast",
     "Engine": "handlens_runtime.engine",
@@ -83,6 +91,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "BusyError",
+    "CalibrationError",
     "CheckpointError",
     "Device",
     "Engine",

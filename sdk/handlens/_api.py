@@ -60,6 +60,7 @@ def export(
     recipe: Recipe | None = None,
     *,
     lora: StrPath | None = None,
+    calibration: StrPath | None = None,
     gate: StrPath | None = None,
     gate_accuracy: float = 0.9,
     force: bool = False,
@@ -71,11 +72,12 @@ def export(
 
     `bundle` is whole or it is not there; an existing one is replaced only with `force`. `recipe` decides bits,
     cache, context and backends; `lora` is merged into the weights. What the checkpoint asks for and does not get, such
-    as beam search, goes to `warn`; without one, to Python's `warnings`. With `gate`, an evaluation set as `evaluate`
-    reads, every backend must answer at least `gate_accuracy` of the questions exactly, or there is no bundle.
+    as beam search, goes to `warn`; without one, to Python's `warnings`. Methods that look at activations measure them
+    on `calibration`, a text or an evaluation set, or on a small set of their own. With `gate`, an evaluation set as
+    `evaluate` reads, every backend must answer at least `gate_accuracy` of its questions, or there is no bundle.
     `jobs` programs are lowered at once, as many as there are cores where left out.
     Needs the extra `export`.
-    Raises CheckpointError, UnsupportedError, TargetError, EvaluationError, GateError.
+    Raises CheckpointError, UnsupportedError, TargetError, CalibrationError, EvaluationError, GateError.
     """
     require_workstation("export")
     from handlens_export import pipeline
@@ -87,6 +89,7 @@ def export(
         Path(bundle),
         recipe or Recipe(),
         lora=Path(lora) if lora else None,
+        calibration=Path(calibration) if calibration else None,
         gate=Gate(Path(gate), gate_accuracy) if gate else None,
         force=force,
         jobs=jobs,

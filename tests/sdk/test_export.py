@@ -26,13 +26,15 @@ def calls(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> list[tuple[obj
         recipe: Recipe,
         *,
         lora: Path | None = None,
+        calibration: Path | None = None,
         gate: Gate | None = None,
         force: bool = False,
         jobs: int | None = None,
         progress: Callable[[str, float], None] | None = None,
         warn: Callable[[str], None] | None = None,
     ) -> Manifest:
-        seen.append((source, target, recipe, lora, force) if gate is None else (source, target, gate))
+        shown = (source, target, recipe, lora, force) if gate is None else (source, target, gate)
+        seen.append(shown if calibration is None else (*shown, calibration))
         if target.name == "taken":
             raise TargetError("taken exists; give --force.")
         assert progress is not None and warn is not None
@@ -55,14 +57,16 @@ def test_without_options_the_recipe_is_the_default(runner: CliRunner, calls: lis
 
 def test_every_option_reaches_the_recipe(runner: CliRunner, calls: list[tuple[object, ...]]) -> None:
     options = (
-        "--backend onnx --bits 2 --group 64 --vision-bits 4 --embedding-bits 32 --kv float --context 512 --chunk 64"
+        "--backend onnx --method rsq --smooth --rotate --bits 2 --group 64 --vision-bits 4 --embedding-bits 32 "
+        "--kv float --context 512 --chunk 64 --max-portable 0.25 --lora lora --calibration set.txt --force"
     )
-    result = runner.invoke(
-        app, ["export", "ckpt", "-o", "b", *options.split(), "--max-portable", "0.25", "--lora", "lora", "--force"]
-    )
+    result = runner.invoke(app, ["export", "ckpt", "-o", "b", *options.split()])
     assert result.exit_code == 0, result.stderr
     recipe = Recipe(
         ("onnx",),
+        method="rsq",
+        smooth=True,
+        rotate=True,
         bits=2,
         group=64,
         vision_bits=4,
@@ -72,7 +76,7 @@ def test_every_option_reaches_the_recipe(runner: CliRunner, calls: list[tuple[ob
         chunk=64,
         max_portable=0.25,
     )
-    assert calls == [(Path("ckpt"), Path("b"), recipe, Path("lora"), True)]
+    assert calls == [(Path("ckpt"), Path("b"), recipe, Path("lora"), True, Path("set.txt"))]
 
 
 def test_json_is_one_object_and_progress_goes_to_stderr(

@@ -15,7 +15,7 @@ from handlens.cli import app, choices
 from handlens.cli.recipes import backends
 from handlens_export import errors as export_errors
 from handlens_export.gate import Gate
-from handlens_export.recipe import Recipe
+from handlens_export.recipe import METHODS, Recipe
 from handlens_runtime import errors as runtime_errors
 from handlens_runtime import manifest
 from handlens_runtime.errors import HandLensError
@@ -54,6 +54,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_choices_are_the_schemas() -> None:
     assert get_args(choices.BackendChoice) == get_args(manifest.BackendName)
     assert get_args(choices.KVChoice) == get_args(manifest.KVFormat)
+    assert get_args(choices.MethodChoice) == METHODS
 
 
 def shown_defaults(verb: str) -> dict[str, object]:
@@ -68,7 +69,7 @@ def test_help_shows_the_recipes_defaults() -> None:
     shown, recipe = shown_defaults("export"), Recipe()
     assert (recipe.context, shown["context"]) == (None, "2048, or less if trained for less")
     assert shown["backend"] == ",".join(recipe.backends)
-    for name in ("bits", "group", "vision_bits", "embedding_bits", "kv", "chunk", "max_portable"):
+    for name in ("method", "bits", "group", "vision_bits", "embedding_bits", "kv", "chunk", "max_portable"):
         assert shown[name] == str(getattr(recipe, name))
     assert {name: shown_defaults("plan")[name] for name in PLANNED} == {name: shown[name] for name in PLANNED}
     assert shown["gate_accuracy"] == str(Gate.accuracy)

@@ -39,11 +39,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, step: Step) -> Tensor:
         """(1, t, width) -> (1, t, width)."""
+        out: Tensor = self.o_proj(self.mixed(x, step))
+        return out
+
+    def mixed(self, x: Tensor, step: Step) -> Tensor:
+        """(1, t, width) -> (1, t, heads * head_dim): what the heads attend to, before the output projection."""
         t = x.shape[1]
         q = self.q_proj(x).view(1, t, self.heads, self.head_dim)
         k = self.k_proj(x).view(1, t, self.kv_heads, self.head_dim)
         v = self.v_proj(x).view(1, t, self.kv_heads, self.head_dim)
-        out: Tensor = self.o_proj(self.cached(q, k, v, step))
+        out: Tensor = self.cached(q, k, v, step)
         return out
 
 
@@ -59,7 +64,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(1, t, width) -> (1, t, width)."""
-        out: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        out: Tensor = self.down_proj(self.gated(x))
+        return out
+
+    def gated(self, x: Tensor) -> Tensor:
+        """(1, t, width) -> (1, t, mlp_width): before the down projection."""
+        out: Tensor = self.activation(self.gate_proj(x)) * self.up_proj(x)
         return out
 
 

@@ -50,6 +50,10 @@ class Parameters:
         tensor = self._checkpoint.tensors.read(self.sources[name])
         return self._family.transform(name, tensor, self._config)
 
+    def rows(self, name: str, chosen: Tensor) -> Tensor:
+        """Some rows of a matrix, in float32."""
+        return self.stored(name)[chosen].float()
+
     def digest(self, name: str) -> str:
         """sha256 of the checkpoint's tensor behind a parameter, before the family's transform."""
         return self._checkpoint.tensors.digest(self.sources[name])

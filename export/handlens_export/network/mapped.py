@@ -33,13 +33,13 @@ class MappedLinear(nn.Module):
 class MappedEmbedding(nn.Module):
     """A table of which only the rows asked for are read."""
 
-    def __init__(self, stored: Callable[[], Tensor]) -> None:
+    def __init__(self, rows: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.stored = stored
+        self.rows = rows
 
     def forward(self, ids: Tensor) -> Tensor:
         """(1, t) int64 -> (1, t, width)."""
-        return self.stored()[ids.flatten()].float().view(*ids.shape, -1)
+        return self.rows(ids.flatten()).view(*ids.shape, -1)
 
 
 def float_network(parameters: Parameters, config: NetworkConfig, context: int, held: int = HELD) -> Network:
@@ -70,5 +70,5 @@ def _leaf(parameters: Parameters, path: str, module: nn.Module) -> nn.Module | N
             bias = None if module.bias is None else parameters.read(f"{path}.bias")
             return MappedLinear(partial(parameters.read, f"{path}.weight"), bias)
         case nn.Embedding():
-            return MappedEmbedding(partial(parameters.stored, f"{path}.weight"))
+            return MappedEmbedding(partial(parameters.rows, f"{path}.weight"))
     return None

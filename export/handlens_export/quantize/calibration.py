@@ -1,24 +1,44 @@
-"""The small set that static scales come from: a few prompts of different kinds, and the shipped photographs.
+"""What activations are measured on: a set of the user's own, or a few prompts of different kinds and the shipped
+photographs.
 
-Written for this purpose, so it needs no licence but ours. Short on purpose: a scale is a largest value with a margin,
-and largest values are reached within a few hundred tokens.
+The prompts were written for this purpose, so they need no licence but ours. They are few on purpose: a static scale is
+a largest value with a margin, and largest values are reached within a few hundred tokens. The methods that correlate
+activations want more, SEQUENCES of LENGTH tokens.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import datetime
 from itertools import cycle, islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+import torch
 from torch import Tensor
 
+import handlens_runtime
+from handlens_export.describe import Plan
+from handlens_export.errors import CalibrationError
+from handlens_export.gate import check_readable
 from handlens_export.network.network import Network
 from handlens_export.photographs import photographs
-from handlens_export.prompt_rows import embed, prepare_prompt
+from handlens_export.prompt_rows import PreparedPrompt, embed, prepare_prompt
+from handlens_export.quantize.calibrated import Calibration
+from handlens_runtime.bundle import TOKENIZER
 from handlens_runtime.chat import Message
+from handlens_runtime.evaluation import read_set
+from handlens_runtime.golden.asking import DAY
 from handlens_runtime.manifest import Manifest
 from handlens_runtime.tokenizer import Tokenizer
 
 PICTURES = 2
+CHARACTERS = 16
+"""Of a text for each token wanted, at most: more are not even tokenized."""
+SEQUENCES, LENGTH = 64, 512
+"""Of the user's own set, in prompts and in tokens of each at most."""
 ROWS = 256
 """Of each prompt at most: with all tiles of two photographs, the full-size model's calibration took eight minutes."""
 TEXTS = (
@@ -36,12 +56,118 @@ TEXTS = (
 )
 
 
+SOURCES = ("images/*.py", "chat.py", "prompt.py", "tokenizer.py")
+"""The runtime's code that a conversation's rows depend on."""
+
+
+def calibration_of(path: Path | None, planned: Plan, manifest: Manifest) -> Calibration:
+    """The user's own set, a text or an evaluation set (JSONL), or the built-in one, for a bundle to be.
+
+    Raises CalibrationError where it cannot be read, EvaluationError where a question cannot be asked.
+    """
+    if path is not None and path.suffix == ".jsonl":
+        check_readable(read_set(path), planned, "--calibration")
+
+    def rows(network: Network) -> list[Tensor]:
+        with TemporaryDirectory() as folder:
+            file = Path(folder) / TOKENIZER
+            file.write_text(planned.checkpoint.tokenizer_json, encoding="utf-8")
+            tokenizer = Tokenizer(file)
+        if path is None:
+            return list(calibration_rows(network, manifest, tokenizer))
+        return list(own_rows(path, network, manifest, tokenizer, planned.bos_id))
+
+    return Calibration(digest(path), _state(planned, manifest), rows)
+
+
+def _state(planned: Plan, manifest: Manifest) -> str:
+    runtime = Path(handlens_runtime.__file__).parent
+    state = hashlib.sha256(planned.checkpoint.tokenizer_json.encode())
+    for part in (manifest.chat, manifest.image):
+        state.update((part.model_dump_json() if part is not None else "").encode())
+    for file in sorted(file for pattern in SOURCES for file in runtime.glob(pattern)):
+        state.update(file.read_bytes())
+    state.update(f"{min(LENGTH, planned.context)} {planned.bos_id}".encode())
+    return state.hexdigest()
+
+
 def calibration_rows(network: Network, manifest: Manifest, tokenizer: Tokenizer) -> Iterator[Tensor]:
-    """Embedded rows (1, t, width) of each prompt of the set, cut to the context and to ROWS."""
+    """Embedded rows (1, t, width) of each prompt of the built-in set, cut to the context and to ROWS."""
     questions = [Message("user", text) for text in TEXTS]
     if network.vision is not None:
         pictures = islice(cycle(photographs()), PICTURES)
         questions += [Message("user", TEXTS[0], images=(picture,)) for picture in pictures]
     for question in questions:
-        prepared = prepare_prompt(manifest, tokenizer, [question])
+        prepared = prepare_prompt(manifest, tokenizer, [question], now=_day)
         yield embed(network, prepared, min(ROWS, manifest.sizes.context))
+
+
+def own_rows(
+    path: Path, network: Network, manifest: Manifest, tokenizer: Tokenizer, bos: int | None
+) -> Iterator[Tensor]:
+    """Embedded rows (1, t, width) of the user's own set: a text, cut every LENGTH tokens, or an evaluation set (JSONL),
+    each question with its picture and its answer, through the chat template. SEQUENCES of them at most.
+
+    Raises CalibrationError, EvaluationError, ImageError, PromptError.
+    """
+    length = min(LENGTH, manifest.sizes.context)
+    if path.suffix == ".jsonl":
+        for question in read_set(path).spread(SEQUENCES).questions:
+            images = () if question.image is None else (question.image,)
+            said = [Message("user", question.question, images=images)]
+            if manifest.chat.multi_turn:  # else its template has no place for an answer
+                said.append(Message("assistant", question.answer))
+            answered = manifest.chat.multi_turn
+            prepared = prepare_prompt(manifest, tokenizer, said, answer=not answered, now=_day)
+            yield embed(network, _shortened(prepared, length))
+        return
+    first = [] if bos is None else [bos]
+    step = length - len(first)
+    ids = tokenizer.encode(content_of(path).decode()[: CHARACTERS * SEQUENCES * length])[: SEQUENCES * step]
+    for begin in range(0, len(ids), step):
+        yield network.decoder.embedding(torch.tensor([[*first, *ids[begin : begin + step]]]))
+
+
+def _shortened(prepared: PreparedPrompt, length: int) -> PreparedPrompt:
+    """A long picture's first rows, and all of the text behind it: without, there would be no question and no answer."""
+    keys = prepared.prompt.keys
+    last = max((index for index, key in enumerate(keys) if isinstance(key, tuple)), default=-1)
+    kept = range(last + 1 if last >= 0 else 0, len(keys))
+    behind = list(kept)[: length if last < 0 else length // 2]
+    chosen = range(len(keys)) if len(keys) <= length else (*range(length - len(behind)), *behind)
+    ids = tuple(prepared.prompt.ids[index] for index in chosen)
+    return replace(prepared, prompt=replace(prepared.prompt, ids=ids, keys=tuple(keys[index] for index in chosen)))
+
+
+def _day() -> datetime:
+    """Some chat templates write today's date: a set is the same one tomorrow."""
+    return DAY
+
+
+def digest(path: Path | None) -> str:
+    """sha256, hexadecimal, of the user's own set, or of the built-in one, pictures included. Raises as `own_rows`."""
+    if path is None:
+        state = hashlib.sha256("\n".join(TEXTS).encode())
+        pictures = photographs()[:PICTURES]
+    else:
+        state = hashlib.sha256(content_of(path))
+        found = read_set(path).questions if path.suffix == ".jsonl" else ()
+        pictures = list(dict.fromkeys(question.image for question in found if question.image is not None))
+    for picture in pictures:
+        state.update(hashlib.sha256(picture.read_bytes()).digest())
+    return state.hexdigest()
+
+
+def content_of(path: Path) -> bytes:
+    """A calibration set's bytes. Raises CalibrationError where it cannot be read or is neither text nor JSONL."""
+    wanted = f"give a text of some {SEQUENCES * LENGTH:,} tokens, or an evaluation set (JSONL), to calibrate on"
+    try:
+        content = path.read_bytes()
+        content.decode()
+    except OSError as error:
+        raise CalibrationError(f"{path} cannot be read ({error.strerror}); {wanted}.") from error
+    except UnicodeDecodeError as error:
+        raise CalibrationError(f"{path} is no text in UTF-8; {wanted}.") from error
+    if not content.strip():
+        raise CalibrationError(f"{path} is empty; {wanted}.")
+    return content

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +13,7 @@ from handlens_export.network.config import NetworkConfig
 from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
 from handlens_export.network.rope import tables
+from handlens_export.quantize.calibrated import Calibration, calibrated_layers, in_layers
 from handlens_export.quantize.formats import Matrix, Part, matrix, weigh
 from handlens_export.quantize.stages import finished, rounded
 from handlens_export.quantize.weight import QuantizedEmbedding, QuantizedLinear
@@ -26,22 +29,39 @@ def quantize_network(
     context: int,
     progress: Callable[[float], None],
     kept: StageCache | None = None,
+    calibration: Calibration | None = None,
 ) -> tuple[Network, dict[Part, PartQuantization]]:
     """Read, round and place every weight; returns the network and what each part came to.
 
     Stages that `kept` has are not made again; those made are put there, and the network's tensors are then
-    memory-mapped. Without it, all of them are in memory. Raises TargetError where the cache's disk is full, and
+    memory-mapped. Without it, all of them are in memory. `calibration` is for the recipes whose method looks at
+    activations. Raises TargetError where the cache's disk is full, and
     CheckpointError where a weight cannot be read or is no finite number.
     """
     with torch.device("meta"):
         network = Network(config, context=1)
     network.decoder.cos, network.decoder.sin = tables(config.decoder, context)
-    tensors = finished(parameters, recipe, kept or StageCache(bound=0), progress)
-    for path in [path for path, _ in network.named_modules() if path]:
+    kept = kept or StageCache(bound=0)
+    layered = recipe.method != "round"
+    names = [name for name in parameters.shapes if not (layered and in_layers(name))]
+    share = sum(prod(parameters.shapes[name]) for name in names) / sum(map(prod, parameters.shapes.values()))
+    place = partial(_place_all, network.eval(), parameters, recipe)
+    place(names, finished(parameters, recipe, kept, lambda done: progress(done * share), names))
+    if layered:
+        assert calibration is not None, f"{recipe.method} needs a calibration set"
+        for done in calibrated_layers(network, parameters, recipe, kept, calibration, place):
+            progress(share + (1 - share) * done)
+    return network, weigh(parameters.shapes, recipe)
+
+
+def _place_all(
+    network: Network, parameters: Parameters, recipe: Recipe, names: Iterable[str], tensors: dict[str, Tensor]
+) -> None:
+    """Give the modules of some parameters their weights."""
+    for path in dict.fromkeys(name.rpartition(".")[0] for name in names):
         weight = f"{path}.weight"
         grid = matrix(weight, parameters.shapes[weight], recipe) if weight in parameters.shapes else None
         _place(network, path, grid, tensors)
-    return network.eval(), weigh(parameters.shapes, recipe)
 
 
 def _place(network: Network, path: str, grid: Matrix | None, tensors: dict[str, Tensor]) -> None:

@@ -56,25 +56,27 @@ def quantize(weight: Tensor, bits: int, group: int) -> QuantizedWeight:
     return QuantizedWeight(values, scales, zeros, bits, group)
 
 
+def grid(groups: Tensor, bits: int, shrink: float = 1.0) -> tuple[Tensor, Tensor | None]:
+    """Scales and, at two bits, zero points of the grids that cover `shrink` of each group's (…, group) range."""
+    tiny = torch.finfo(torch.float32).tiny ** 0.5
+    if bits == 2:  # zero is always on the grid
+        low, high = groups.amin(dim=-1).clamp_max(0) * shrink, groups.amax(dim=-1).clamp_min(0) * shrink
+        scales = ((high - low) / 3).clamp_min(tiny)
+        return scales, (-low / scales).round().clamp(0, 3)
+    scales = (groups.abs().amax(dim=-1) * (shrink / (127 if bits == 8 else 2 ** (bits - 1)))).clamp_min(tiny)
+    return (scales if bits == 8 else scales.to(torch.bfloat16).float()), None
+
+
+def snap(values: Tensor, scales: Tensor, zeros: Tensor | None, bits: int) -> Tensor:
+    """The grid's nearest integers, as floats; `scales` and `zeros` as `grid` gives them, broadcast over `values`."""
+    if zeros is not None:
+        return (values / scales).add_(zeros).round_().clamp_(0, 2**bits - 1)
+    return (values / scales).round_().clamp_(-127 if bits == 8 else -(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
 def _round(groups: Tensor, bits: int) -> _Rounded:
     """A block of rows (rows, groups, group)."""
-    if bits == 2:
-        return _asymmetric(groups, bits)
-    limit = 127 if bits == 8 else 2 ** (bits - 1)
-    scales = (groups.abs().amax(dim=-1) / limit).clamp_min(torch.finfo(torch.float32).tiny ** 0.5)
-    if bits < 8:
-        scales = scales.to(torch.bfloat16).float()
-    low = -127 if bits == 8 else -(2 ** (bits - 1))
-    high = 2 ** (bits - 1) - 1
-    values = (groups / scales[..., None]).round_().clamp_(low, high).to(torch.int8)
-    return _Rounded(values, scales, None)
-
-
-def _asymmetric(groups: Tensor, bits: int) -> _Rounded:
-    """Min-max grid with an integer zero point; zero is always on the grid."""
-    levels = 2**bits - 1
-    low, high = groups.amin(dim=-1).clamp_max(0), groups.amax(dim=-1).clamp_min(0)
-    scales = ((high - low) / levels).clamp_min(torch.finfo(torch.float32).tiny ** 0.5)
-    zeros = (-low / scales).round().clamp(0, levels)
-    values = (groups / scales[..., None]).add_(zeros[..., None]).round_().clamp_(0, levels).to(torch.uint8)
-    return _Rounded(values, scales, zeros.to(torch.uint8))
+    scales, zeros = grid(groups, bits)
+    kind = torch.uint8 if bits == 2 else torch.int8
+    values = snap(groups, scales[..., None], None if zeros is None else zeros[..., None], bits).to(kind)
+    return _Rounded(values, scales, None if zeros is None else zeros.to(torch.uint8))

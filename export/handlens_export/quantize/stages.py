@@ -38,6 +38,7 @@ SOURCES = (
     "quantize/stages.py",
     "quantize/weight.py",
     "stage_cache/tensor_file.py",
+    "transform/*.py",
 )
 """Code that a finished stage depends on: a change in any of these makes it anew."""
 TOOLS = ("torch", "numpy", "gguf")
@@ -55,24 +56,32 @@ def stages(names: Iterable[str]) -> dict[str, list[str]]:
 
 
 def finished(
-    parameters: Parameters, recipe: Recipe, kept: StageCache, progress: Callable[[float], None]
+    parameters: Parameters,
+    recipe: Recipe,
+    kept: StageCache,
+    progress: Callable[[float], None],
+    names: Iterable[str] | None = None,
 ) -> dict[str, Tensor]:
-    """The tensors of all stages, made where `kept` does not have them; `weight` names what is in it.
+    """The tensors of the stages of `names`, or of all, made where `kept` does not have them.
 
     Memory-mapped where they are kept, so that one stage at a time is in memory. On one core, which takes
     seconds for the full-size model, most of them hashing (LOG.md). Raises CheckpointError, TargetError.
     """
     with one_thread():
-        return _finished(parameters, recipe, kept, progress)
+        return _finished(parameters, recipe, kept, progress, stages(parameters.shapes if names is None else names))
 
 
 def _finished(
-    parameters: Parameters, recipe: Recipe, kept: StageCache, progress: Callable[[float], None]
+    parameters: Parameters,
+    recipe: Recipe,
+    kept: StageCache,
+    progress: Callable[[float], None],
+    wanted: dict[str, list[str]],
 ) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     missing: dict[str, tuple[str, list[str]]] = {}
-    done, total = 0, sum(_size(parameters, name) for name in parameters.shapes)
-    for stage, names in stages(parameters.shapes).items():
+    done, total = 0, sum(_size(parameters, name) for names in wanted.values() for name in names)
+    for stage, names in wanted.items():
         key = stage_key(parameters, names, recipe) if kept.working else ""
         found = kept.get(key)
         if found is None:
@@ -88,11 +97,16 @@ def _finished(
             done += _size(parameters, name)
             progress(done / total)
         if key and stage_key(parameters, names, recipe) != key:
-            raise CheckpointError(
-                f"{parameters.path} changed while it was read; export again once nothing writes to it any more."
-            )
+            raise changed(parameters)
         tensors |= kept.put(key, made, {"checkpoint": str(parameters.path.resolve()), "stage": stage})
     return tensors
+
+
+def changed(parameters: Parameters) -> CheckpointError:
+    """For a checkpoint that is another than when its stage's key was made."""
+    return CheckpointError(
+        f"{parameters.path} changed while it was read; export again once nothing writes to it any more."
+    )
 
 
 @contextmanager
@@ -118,10 +132,10 @@ def stage_key(parameters: Parameters, names: Iterable[str], recipe: Recipe) -> s
 
 
 @cache
-def code_version() -> str:
+def code_version(patterns: tuple[str, ...] = SOURCES) -> str:
     """sha256 over the sources and the packages that a stage is computed with."""
     state = hashlib.sha256()
-    for file in sources():
+    for file in sources(patterns):
         content = file.read_bytes()
         state.update(f"{file.relative_to(PACKAGE).as_posix()} {len(content)} ".encode() + content)
     for tool in TOOLS:
@@ -129,9 +143,9 @@ def code_version() -> str:
     return state.hexdigest()
 
 
-def sources() -> list[Path]:
-    """The files of `SOURCES`."""
-    return sorted(file for pattern in SOURCES for file in PACKAGE.glob(pattern))
+def sources(patterns: tuple[str, ...] = SOURCES) -> list[Path]:
+    """The files that patterns name."""
+    return sorted(file for pattern in patterns for file in PACKAGE.glob(pattern))
 
 
 def rounded(tensors: dict[str, Tensor], name: str, bits: int, group: int) -> QuantizedWeight:
@@ -146,16 +160,21 @@ def _make(parameters: Parameters, name: str, recipe: Recipe) -> Stage:
     grid = matrix(name, parameters.shapes[name], recipe)
     if grid is None:
         weight = parameters.read(name)
-        _refuse_no_numbers(parameters, name, weight)
+        refuse_no_numbers(parameters, name, weight)
         return {name: weight}
     on_grid = quantize(parameters.stored(name), grid.bits, grid.group)
-    _refuse_no_numbers(parameters, name, on_grid.scales)  # of largest weights: no number among them is none here
-    made = {f"{name}.values": on_grid.values, f"{name}.scales": on_grid.scales}
-    return made if on_grid.zeros is None else {**made, f"{name}.zeros": on_grid.zeros}
+    refuse_no_numbers(parameters, name, on_grid.scales)  # of largest weights: no number among them is none here
+    return as_tensors(name, on_grid)
 
 
-def _refuse_no_numbers(parameters: Parameters, name: str, values: Tensor) -> None:
-    """Rounded, a value that is no number would pass for an ordinary one."""
+def as_tensors(name: str, weight: QuantizedWeight) -> Stage:
+    """What `rounded` reads again."""
+    made = {f"{name}.values": weight.values, f"{name}.scales": weight.scales}
+    return made if weight.zeros is None else {**made, f"{name}.zeros": weight.zeros}
+
+
+def refuse_no_numbers(parameters: Parameters, name: str, values: Tensor) -> None:
+    """Rounded, a value that is no number would pass for an ordinary one. Raises CheckpointError."""
     if not bool(values.isfinite().all()):
         raise CheckpointError(
             f"{parameters.sources[name]} holds values that are not finite numbers, which cannot be rounded; "

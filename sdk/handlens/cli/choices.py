@@ -7,5 +7,6 @@ from typing import Literal
 BackendChoice = Literal["executorch", "onnx"]
 CacheChoice = Literal["show", "clear"]
 KVChoice = Literal["int8", "float"]
+MethodChoice = Literal["round", "clip", "gptq", "rsq"]
 PeerChoice = Literal["llama.cpp"]
 PresetChoice = Literal["bluelm-v-nano", "bluelm-v-3b"]

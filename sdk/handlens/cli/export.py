@@ -22,6 +22,7 @@ from handlens.cli.recipes import (
     GroupOption,
     HeadBitsOption,
     KVOption,
+    MethodOption,
     VisionBitsOption,
     recipe_of,
 )
@@ -40,6 +41,17 @@ def export(
         Path, typer.Option("-o", "--output", metavar="BUNDLE", help="Bundle folder to write.", show_default=False)
     ],
     backend: BackendOption = None,
+    method: MethodOption = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Text or questions (as in eval) to measure on.", show_default="a small set"),
+    ] = None,
+    smooth: Annotated[
+        bool, typer.Option("--smooth", help="Move outliers of activations into the weights first.")
+    ] = False,
+    rotate: Annotated[
+        bool, typer.Option("--rotate", help="Spread outliers of single channels over all of them first.")
+    ] = False,
     bits: BitsOption = None,
     group: GroupOption = None,
     head_bits: HeadBitsOption = None,
@@ -78,6 +90,9 @@ def export(
 
     recipe = recipe_of(
         backend=backend,
+        method=method,
+        smooth=smooth,
+        rotate=rotate,
         bits=bits,
         group=group,
         head_bits=head_bits,
@@ -96,6 +111,7 @@ def export(
             output,
             recipe,
             lora=lora,
+            calibration=calibration,
             gate=gate,
             gate_accuracy=Gate.accuracy if gate_accuracy is None else gate_accuracy,
             force=force,

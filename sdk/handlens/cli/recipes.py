@@ -6,13 +6,17 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
-from handlens.cli.choices import BackendChoice, KVChoice
+from handlens.cli.choices import BackendChoice, KVChoice, MethodChoice
 
 if TYPE_CHECKING:
     from handlens_export.recipe import Recipe
 
 BackendOption = Annotated[
     str | None, typer.Option(metavar="NAMES", help="Programs to make.", show_default="executorch,onnx")
+]
+MethodOption = Annotated[
+    MethodChoice | None,
+    typer.Option(help="How the decoder's weights are rounded: gptq and rsq take longest.", show_default="round"),
 ]
 BitsOption = Annotated[int | None, typer.Option(help="Bits of the decoder's linears.", show_default="4")]
 GroupOption = Annotated[int | None, typer.Option(help="Weights that share a scale.", show_default="32")]
@@ -32,6 +36,9 @@ ChunkOption = Annotated[int | None, typer.Option(help="Prompt tokens per decoder
 def recipe_of(
     *,
     backend: str | None,
+    method: MethodChoice | None = None,
+    smooth: bool = False,
+    rotate: bool = False,
     bits: int | None,
     group: int | None,
     head_bits: int | None,
@@ -48,6 +55,9 @@ def recipe_of(
     default = Recipe()
     return Recipe(
         backends=default.backends if backend is None else backends(backend),
+        method=method or default.method,
+        smooth=smooth,
+        rotate=rotate,
         bits=default.bits if bits is None else bits,
         group=default.group if group is None else group,
         head_bits=default.head_bits if head_bits is None else head_bits,
