@@ -31,6 +31,7 @@ TOPICS = (
     "families",
     "programs",
     "perplexity",
+    "quantizers",
     "conversation",
     "judges",
     "stages",
