@@ -11,12 +11,11 @@ import pytest
 from PIL import Image, ImageFont
 
 from handlens_export.reader import examples
-from handlens_export.reader.batches import Batches
+from handlens_export.reader.draw import Drawer, Order
 from handlens_export.reader.evaluation_set import USUAL, groups, main, pages, write
 from handlens_export.reader.examples import TILE
 from handlens_export.reader.fonts import Family
 from handlens_export.reader.layouts import HELD_OUT
-from handlens_export.reader.model import Sizes
 from handlens_export.reader.questions import KINDS
 from handlens_export.reader.stages import stages
 from handlens_runtime.evaluation.question_set import read_set
@@ -67,9 +66,9 @@ def test_training_draws_neither_held_out_fonts_nor_layouts(used: list[Family]) -
     seen, unseen_fonts, unseen_layouts = (groups()[name] for name in USUAL)
     assert all(family.held_out for family in unseen_fonts.typefaces)
     assert set(unseen_layouts.layouts) == set(HELD_OUT)
-    for stage in stages().values():
+    for stage in stages():
         assert not set(stage.mix.layouts) & set(HELD_OUT)
-        Batches(stage.mix, Sizes())[0]
+        Drawer().draw(Order(stage.mix, 0, (1, 1), 4))
     assert used
     assert not any(family.held_out for family in used)
     assert {family.name for family in used} <= {family.name for family in seen.typefaces}
