@@ -19,10 +19,11 @@ from handlens_export.forecast.host import calibrating_seconds, cores, part_secon
 from handlens_export.gate import Gate, check_readable, judge
 from handlens_export.lower.jobs import Job, run
 from handlens_export.lower.lowering import LoweringSpec, check_delegation, find
+from handlens_export.measuring import calibration_of
 from handlens_export.network import decoding
 from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
-from handlens_export.quantize.calibration import calibration_of, calibration_rows
+from handlens_export.quantize.calibration import calibration_rows
 from handlens_export.quantize.formats import weigh
 from handlens_export.quantize.kv_scales import Scales, calibrate, save_scales
 from handlens_export.quantize.network import quantize_network
@@ -48,6 +49,12 @@ SHARES = {"read": 0.01, "quantize": 0.08, "lower": 0.7, "record": 0.2, "bundle":
 """Of the time of an export, guessed from one of bluelm-v-3b for both backends; calibration is in `lower`."""
 GATE_SHARE = 0.5
 """Of the time of an export with a gate; a guess, for its set may hold ten questions or ten thousand."""
+
+
+TOO_FEW = (
+    "--method {} was given no --calibration, and the prompts built in are too few for it; "
+    "give it a text of some 30,000 tokens, or questions, like what the model will read."
+)
 
 
 def export(
@@ -79,10 +86,7 @@ def export(
     if jobs is not None and jobs < 1:
         raise UnsupportedError(f"jobs is {jobs}, but at least one program must be lowered at a time; give 1 or more.")
     stage = _Stages(progress or (lambda _stage, _share: None), gated=gate is not None)
-    if calibration is not None and not recipe.looks_at_activations:
-        raise UnsupportedError(
-            "--calibration has no use where nothing looks at activations; add --method gptq or --smooth, or drop it."
-        )
+    _refuse_idle(calibration, recipe)
     check_target(target, force)
     questions = None if gate is None else read_set(gate.path)
     planned = plan(read(source, lora), recipe)
@@ -94,11 +98,8 @@ def export(
     measured = None
     if recipe.looks_at_activations:
         measured = calibration_of(calibration, planned, describe(planned, recipe, weigh(parameters.shapes, recipe)))
-        if calibration is None and recipe.method in ("gptq", "rsq"):
-            (warn or warnings.warn)(
-                f"--method {recipe.method} was given no --calibration, and the prompts built in are too few for it; "
-                "give it a text of some 30,000 tokens, or questions, like what the model will read."
-            )
+    if calibration is None and recipe.method in ("gptq", "rsq"):
+        (warn or warnings.warn)(TOO_FEW.format(recipe.method))
     stage.done("read")
 
     with ExitStack() as work:
@@ -109,7 +110,7 @@ def export(
             planned.config,
             recipe,
             planned.context,
-            stage.within("quantize"),
+            stage.within("quantize", searching, 1 - searching),
             kept,
             measured,
         )
@@ -153,6 +154,14 @@ def export(
         write_manifest(folder, manifest)
         stage.done("bundle")
     return manifest
+
+
+def _refuse_idle(calibration: Path | None, recipe: Recipe) -> None:
+    """UnsupportedError for a calibration set that nothing would look at."""
+    if calibration is not None and not recipe.looks_at_activations:
+        raise UnsupportedError(
+            "--calibration has no use where nothing looks at activations; add --method gptq or --smooth, or drop it."
+        )
 
 
 def _lower(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import Tensor
@@ -10,9 +10,10 @@ from torch import Tensor
 from handlens_export.describe import Plan, method_of
 from handlens_export.errors import UnsupportedError
 from handlens_export.lower.lowering import LoweringSpec, find
+from handlens_export.measuring import calibration_of
 from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
-from handlens_export.quantize.calibration import calibration_of
+from handlens_export.quantize.calibrated import Calibration
 from handlens_export.quantize.kv_scales import load_scales
 from handlens_export.quantize.network import quantize_network
 from handlens_export.recipe import Recipe
@@ -39,10 +40,7 @@ def reference(bundle: Bundle, planned: Plan, backend: BackendName) -> Network:
     manifest = bundle.manifest
     recipe = recipe_of(manifest)
     parameters = Parameters(planned.checkpoint, planned.family, planned.config)
-    calibration = calibration_of(None, planned, manifest)
-    recorded = manifest.quantization.recipe.calibration
-    if recorded not in (None, calibration.digest):
-        calibration = replace(calibration, digest=recorded, rows=_gone(bundle))
+    calibration = _calibration(bundle, planned) if recipe.looks_at_activations else None
     with StageCache() as kept:
         parameters = transformed(parameters, planned.config, recipe, kept, calibration)
         network, _ = quantize_network(
@@ -62,13 +60,17 @@ def reference(bundle: Bundle, planned: Plan, backend: BackendName) -> Network:
     return find(backend).reference(network, spec)
 
 
-def _gone(bundle: Bundle) -> Callable[[Network], Sequence[Tensor]]:
-    """In place of a calibration set, which a bundle does not hold: layers that were calibrated must be cached still."""
+def _calibration(bundle: Bundle, planned: Plan) -> Calibration:
+    """The built-in set again; in place of the user's own, which a bundle does not hold, the layers in the cache."""
+    built_in = calibration_of(None, planned, bundle.manifest)
+    recorded = bundle.manifest.quantization.recipe.calibration
+    if recorded in (None, built_in.digest):
+        return built_in
 
-    def rows(network: Network) -> Sequence[Tensor]:
+    def gone(network: Network) -> Sequence[Tensor]:
         raise UnsupportedError(
             f"The layers of {bundle.path} were calibrated and are not in the cache any more; "
             "export it again, to another folder, and check that."
         )
 
-    return rows
+    return replace(built_in, digest=recorded, rows=gone)

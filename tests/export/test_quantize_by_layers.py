@@ -12,16 +12,19 @@ from torch import Tensor, nn
 
 import handlens
 from handlens_export.checkpoint.read import read
-from handlens_export.describe import plan
+from handlens_export.describe import describe, plan
 from handlens_export.errors import CalibrationError, UnsupportedError
+from handlens_export.measuring import calibration_of
 from handlens_export.network.load import Parameters
 from handlens_export.network.load import load as load_weights
+from handlens_export.network.mapped import float_network
 from handlens_export.network.network import Network
 from handlens_export.pipeline import export
 from handlens_export.prompt_rows import PreparedPrompt
 from handlens_export.quantize import calibrated
 from handlens_export.quantize.calibrated import Calibration
 from handlens_export.quantize.calibration import _shortened, digest
+from handlens_export.quantize.formats import weigh
 from handlens_export.quantize.network import quantize_network
 from handlens_export.quantize.weight import QuantizedLinear
 from handlens_export.recipe import METHODS, Recipe
@@ -168,17 +171,50 @@ def test_a_long_picture_leaves_room_for_question_and_answer():
 
 
 def test_a_set_of_questions_is_measured_with_pictures_and_answers(folder, tmp_path):
+    """The rows that reach the layers: the picture's, then the question's, and at the end the answer's."""
     from PIL import Image
 
     Image.new("RGB", (40, 30), (200, 30, 30)).save(tmp_path / "red.png")
     questions = tmp_path / "set.jsonl"
     line = {"image": "red.png", "question": "What colour?", "answer": "red", "kind": "colour"}
     questions.write_text(json.dumps(line) + "\n")
+    planned = plan(read(folder), GPTQ)
+    parameters = Parameters(planned.checkpoint, planned.family, planned.config)
+    network = float_network(parameters, planned.config, 64)
+    calibration = calibration_of(questions, planned, describe(planned, GPTQ, weigh(parameters.shapes, GPTQ)))
+    (rows,) = calibration.rows(network)
+    with_picture = rows.shape[1]
+    table = network.decoder.embedding(torch.arange(planned.config.decoder.vocab_size)[None])[0]
+    nearest = [int((table - row).square().sum(-1).argmin()) for row in rows[0]]
+    text = planned.checkpoint.tokenizer.decode(nearest)
+    assert "What colour?" in text and "red" in text[text.index("What colour?") :]
+    questions.write_text(json.dumps({**line, "image": None}) + "\n")
+    (rows,) = calibration_of(questions, planned, describe(planned, GPTQ, weigh(parameters.shapes, GPTQ))).rows(network)
+    assert with_picture >= rows.shape[1] + planned.config.tokens_per_tile
+    questions.write_text(json.dumps(line) + "\n")
     before = digest(questions)
-    recipe = Recipe(backends=("onnx",), method="clip")
-    export(folder, tmp_path / "bundle", recipe, calibration=questions)
     Image.new("RGB", (40, 30), (30, 30, 200)).save(tmp_path / "red.png")
     assert digest(questions) != before
+
+
+def test_the_built_in_set_is_measured_again_where_its_layers_are_gone(folder, tmp_path):
+    with pytest.warns(UserWarning, match="give it a text of some 30,000 tokens"):
+        export(folder, tmp_path / "bundle", replace(GPTQ, backends=("onnx",)))
+    bundle = Bundle.load(tmp_path / "bundle")
+    kept = weights(reference(bundle, plan(read(folder), GPTQ), "onnx"))
+    for entry in (tmp_path / "cache").rglob("*"):
+        if entry.is_file():
+            entry.unlink()
+    again = weights(reference(bundle, plan(read(folder), GPTQ), "onnx"))
+    assert kept.keys() == again.keys()
+    assert all(torch.equal(kept[path], weight) for path, weight in again.items())
+
+
+def test_progress_of_a_smoothed_export_only_grows(folder, tmp_path):
+    shares: list[float] = []
+    recipe = Recipe(backends=("onnx",), smooth=True, method="clip")
+    export(folder, tmp_path / "bundle", recipe, progress=lambda stage, share: shares.append(share))
+    assert shares == sorted(shares)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from io import BytesIO
 from pathlib import Path
 from random import Random
 
+import jinja2
 import numpy as np
 import pytest
 import torch
@@ -30,13 +31,15 @@ from handlens_export.reader.page import Page
 from handlens_export.reader.pool import Pool, normalized
 from handlens_export.reader.rule import RULE
 from handlens_export.reader.save import load, save
+from handlens_export.reader.scene import Turn
 from handlens_export.reader.sizes import Sizes
 from handlens_export.reader.stages import Stage
 from handlens_export.reader.tokenizer import CHAT_TEMPLATE, IMAGE, build
 from handlens_export.reader.train import Plan, Run, fast_bfloat16, main
-from handlens_export.reader.turns import TOLD, Turns
+from handlens_export.reader.turns import TOLD, Turns, encode
 from handlens_export.recipe import Recipe
 from handlens_runtime.bundle import TOKENIZER
+from handlens_runtime.images.expand import expand
 from handlens_runtime.images.preprocess import lay_out, prepare
 
 SMALL = Sizes(vision_width=32, vision_layers=1, vision_heads=2, width=32, layers=1, heads=2, kv_heads=1, mlp=32)
@@ -146,20 +149,22 @@ def test_chat_is_learned_from_without_a_picture(mix: Mix) -> None:
     assert reader.language_model.model.embed_tokens.weight.grad is not None
 
 
-def test_a_batch_asks_as_the_chat_template_does(mix: Mix) -> None:
-    """One question of a picture of two tiles and its thumbnail, as the template writes it and the rule expands it."""
-    sheaf = drawn(replace(mix, conversations=1.0), (2, 1))
-    assert set(sheaf.counts) == {3}
-    batch = batch_of(sheaf)
-    text = build().decode(batch.ids[0].tolist(), skip_special_tokens=False)
-    image = "<image>" * SMALL.tokens_per_tile
-    assert text.startswith(f"<|user|>{image * 3}\n")
-    assert text.count("<image>") == 3 * SMALL.tokens_per_tile
-    assert "{{ '<|' + message['role'] + '|>' }}" in CHAT_TEMPLATE
-    answers = [build().decode(batch.targets[batch.answers == k].tolist(), skip_special_tokens=False) for k in range(2)]
-    for answer in answers:
-        assert answer.endswith("<|end|>")
-        assert f"<|assistant|>{answer}" in text
+def test_a_batch_asks_as_the_chat_template_does() -> None:
+    """A conversation about a picture of two tiles and its thumbnail: as the bundle renders and expands it."""
+    turns = (Turn("field", "What is the total?", "12.50"), Turn("yes-no", "Is there a star?", "no"))
+    messages = []
+    for turn in turns:
+        asked = {"type": "text", "text": turn.question}
+        picture = [] if messages else [{"type": "image"}]
+        messages += [{"role": "user", "content": [*picture, asked]}, {"role": "assistant", "content": turn.answer}]
+    rendered = jinja2.Template(CHAT_TEMPLATE).render(messages=messages, add_generation_prompt=False)
+    expected = build().encode(rendered.replace(IMAGE, expand(RULE, 2, 1))).ids
+    found = encode(build(), expand(RULE, 2, 1), turns, alone=False)
+    assert found.tokens[0].tolist() == expected
+    batch = assemble([found], build().token_to_id(IMAGE), torch.zeros(0), torch.zeros(0))
+    said = [build().decode(batch.targets[batch.answers == k].tolist(), skip_special_tokens=False) for k in range(2)]
+    assert said == ["12.50<|end|>", "no<|end|>"]
+    assert len(batch.images) == 3 * SMALL.tokens_per_tile
 
 
 def test_every_answer_is_of_its_own_kind(mix: Mix) -> None:

@@ -11,23 +11,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
 from itertools import cycle, islice
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
-import handlens_runtime
-from handlens_export.describe import Plan
 from handlens_export.errors import CalibrationError
-from handlens_export.gate import check_readable
 from handlens_export.network.network import Network
 from handlens_export.photographs import photographs
 from handlens_export.prompt_rows import PreparedPrompt, embed, prepare_prompt
-from handlens_export.quantize.calibrated import Calibration
-from handlens_runtime.bundle import TOKENIZER
 from handlens_runtime.chat import Message
 from handlens_runtime.evaluation import read_set
 from handlens_runtime.golden.asking import DAY
@@ -56,49 +49,17 @@ TEXTS = (
 )
 
 
-SOURCES = ("images/*.py", "chat.py", "prompt.py", "tokenizer.py")
-"""The runtime's code that a conversation's rows depend on."""
-
-
-def calibration_of(path: Path | None, planned: Plan, manifest: Manifest) -> Calibration:
-    """The user's own set, a text or an evaluation set (JSONL), or the built-in one, for a bundle to be.
-
-    Raises CalibrationError where it cannot be read, EvaluationError where a question cannot be asked.
-    """
-    if path is not None and path.suffix == ".jsonl":
-        check_readable(read_set(path), planned, "--calibration")
-
-    def rows(network: Network) -> list[Tensor]:
-        with TemporaryDirectory() as folder:
-            file = Path(folder) / TOKENIZER
-            file.write_text(planned.checkpoint.tokenizer_json, encoding="utf-8")
-            tokenizer = Tokenizer(file)
-        if path is None:
-            return list(calibration_rows(network, manifest, tokenizer))
-        return list(own_rows(path, network, manifest, tokenizer, planned.bos_id))
-
-    return Calibration(digest(path), _state(planned, manifest), rows)
-
-
-def _state(planned: Plan, manifest: Manifest) -> str:
-    runtime = Path(handlens_runtime.__file__).parent
-    state = hashlib.sha256(planned.checkpoint.tokenizer_json.encode())
-    for part in (manifest.chat, manifest.image):
-        state.update((part.model_dump_json() if part is not None else "").encode())
-    for file in sorted(file for pattern in SOURCES for file in runtime.glob(pattern)):
-        state.update(file.read_bytes())
-    state.update(f"{min(LENGTH, planned.context)} {planned.bos_id}".encode())
-    return state.hexdigest()
-
-
 def calibration_rows(network: Network, manifest: Manifest, tokenizer: Tokenizer) -> Iterator[Tensor]:
-    """Embedded rows (1, t, width) of each prompt of the built-in set, cut to the context and to ROWS."""
+    """Embedded rows (1, t, width) of each prompt of the built-in set, cut to the context and to ROWS.
+
+    Asked on DAY, as golden cases are: some chat templates write today's date.
+    """
     questions = [Message("user", text) for text in TEXTS]
     if network.vision is not None:
         pictures = islice(cycle(photographs()), PICTURES)
         questions += [Message("user", TEXTS[0], images=(picture,)) for picture in pictures]
     for question in questions:
-        prepared = prepare_prompt(manifest, tokenizer, [question], now=_day)
+        prepared = prepare_prompt(manifest, tokenizer, [question], now=lambda: DAY)
         yield embed(network, prepared, min(ROWS, manifest.sizes.context))
 
 
@@ -118,7 +79,7 @@ def own_rows(
             if manifest.chat.multi_turn:  # else its template has no place for an answer
                 said.append(Message("assistant", question.answer))
             answered = manifest.chat.multi_turn
-            prepared = prepare_prompt(manifest, tokenizer, said, answer=not answered, now=_day)
+            prepared = prepare_prompt(manifest, tokenizer, said, answer=not answered, now=lambda: DAY)
             yield embed(network, _shortened(prepared, length))
         return
     first = [] if bos is None else [bos]
@@ -137,11 +98,6 @@ def _shortened(prepared: PreparedPrompt, length: int) -> PreparedPrompt:
     chosen = range(len(keys)) if len(keys) <= length else (*range(length - len(behind)), *behind)
     ids = tuple(prepared.prompt.ids[index] for index in chosen)
     return replace(prepared, prompt=replace(prepared.prompt, ids=ids, keys=tuple(keys[index] for index in chosen)))
-
-
-def _day() -> datetime:
-    """Some chat templates write today's date: a set is the same one tomorrow."""
-    return DAY
 
 
 def digest(path: Path | None) -> str:

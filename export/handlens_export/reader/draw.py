@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from handlens_export.reader.chat import chat
-from handlens_export.reader.examples import Example, example
+from handlens_export.reader.examples import Example, asked_example
 from handlens_export.reader.fonts import Family
 from handlens_export.reader.labels import SLOTS, Canvas, labels
 from handlens_export.reader.questions import KINDS
@@ -110,10 +110,7 @@ class Drawer:
 
     def _page(self, random: Random, mix: Mix, grid: Grid) -> tuple[np.ndarray, np.ndarray, tuple[Turns, ...]]:
         each = 8 if tiles_of(grid) <= 3 else 14
-        while True:
-            made = example(random, mix.layouts, mix.typefaces, grid, VARIANTS * each, kinds=mix.kinds)
-            if made.turns:  # else a page about which nothing unambiguous can be asked
-                break
+        made = asked_example(random, mix.layouts, mix.typefaces, grid, VARIANTS * each, mix.kinds)
         tiles, known, picture = seen(made)
         sets = []
         for start in range(0, max(1, len(made.turns) - each // 2), each):

@@ -9,7 +9,7 @@ from random import Random
 
 from PIL import Image
 
-from handlens_export.reader.camera import SAME, Affine, photograph
+from handlens_export.reader.camera import Affine, photograph
 from handlens_export.reader.fonts import Family, families, font_files
 from handlens_export.reader.layouts import LAYOUTS, drawn_style
 from handlens_export.reader.page import Page
@@ -41,21 +41,35 @@ def example(
     typefaces: Sequence[Family],
     grid: tuple[int, int],
     questions: int,
-    photographed: bool = True,
     kinds: Sequence[Kind] = KINDS,
 ) -> Example:
     """A page of one of the layouts and families, sized for a grid of (columns, rows) tiles.
 
-    `photographed` False leaves the page as drawn. Fonts must have been fetched; raises ExportError otherwise.
+    Fonts must have been fetched; raises ExportError otherwise.
     """
     family = random.choice(typefaces)
     layout = random.choice(layouts)
     width, height = (round(side * TILE * random.uniform(0.8, 1.0)) for side in grid)
     style = drawn_style(random, upright(family))
     scene = LAYOUTS[layout](random, style, width, height)
-    picture, where = photograph(scene.page.image, random) if photographed else (scene.page.image, SAME)
+    picture, where = photograph(scene.page.image, random)
     asked = turns(scene, random, questions, kinds)
     return Example(picture, scene.page, where, layout, family.name, asked, scene.small)
+
+
+def asked_example(
+    random: Random,
+    layouts: Sequence[str],
+    typefaces: Sequence[Family],
+    grid: tuple[int, int],
+    questions: int,
+    kinds: Sequence[Kind] = KINDS,
+) -> Example:
+    """The first that has a question: about some pages nothing unambiguous can be asked."""
+    while True:
+        made = example(random, layouts, typefaces, grid, questions, kinds)
+        if made.turns:
+            return made
 
 
 def upright(family: Family) -> tuple[Path, ...]:

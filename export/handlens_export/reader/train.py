@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from handlens_export.errors import ExportError
-from handlens_export.reader import state, validation
+from handlens_export.reader import evaluation_set, state, validation
 from handlens_export.reader.draw import Order, sheaves, tiles_of
 from handlens_export.reader.fonts import FAMILIES, font_files
 from handlens_export.reader.initial import begin
@@ -209,7 +209,7 @@ class Run:
     def _questions(self) -> list[validation.Drawn]:
         if not self.plan.validate:
             return []
-        tasks = [(name, number) for name in validation.GROUPS for number in range(self.plan.validate)]
+        tasks = [(name, number) for name in evaluation_set.USUAL for number in range(self.plan.validate)]
         with multiprocessing.Pool(self.plan.workers) as workers:
             return workers.map(validation.draw, tasks, chunksize=8)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from handlens_export.reader.batch import Batch, assemble
 from handlens_export.reader.draw import seen
-from handlens_export.reader.evaluation_set import groups
-from handlens_export.reader.examples import example
+from handlens_export.reader.evaluation_set import USUAL, groups
+from handlens_export.reader.examples import asked_example
 from handlens_export.reader.losses import answers
 from handlens_export.reader.model import Reader
 from handlens_export.reader.pool import normalized
@@ -20,7 +20,6 @@ from handlens_export.reader.stages import MANY
 from handlens_export.reader.tokenizer import IMAGE, build
 from handlens_export.reader.turns import TOLD, Turns, encode
 
-GROUPS = ("seen", "unseen-fonts", "unseen-layouts")
 TILES = 200
 """Of a batch, at most."""
 
@@ -32,21 +31,18 @@ def draw(task: tuple[str, int]) -> Drawn:
     """A page of a group, from seeds that neither training nor the evaluation set uses."""
     name, _ = task
     group, random = groups()[name], Random(f"validation {task}")
-    while True:
-        made = example(random, group.layouts, group.typefaces, random.choice(MANY), 6)
-        if made.turns:
-            break
+    made = asked_example(random, group.layouts, group.typefaces, random.choice(MANY), 6)
     tiles, known, picture = seen(made)
     return name, torch.from_numpy(tiles), torch.from_numpy(known), encode(build(), picture, made.turns, alone=True)
 
 
 def exact(reader: Reader, drawn: list[Drawn], device: torch.device) -> dict[str, float]:
     """Share of the answers that greedy decoding would give, by `group` and `group kind`."""
-    counts = {name: torch.zeros(2, len(TOLD), device=device) for name in GROUPS}
+    counts = {name: torch.zeros(2, len(TOLD), device=device) for name in USUAL}
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
     # A compiled network would be compiled again for these shapes.
     with torch.no_grad(), autocast, torch.compiler.set_stance("force_eager"):
-        for name in GROUPS:
+        for name in USUAL:
             for batch in _batches([page for page in drawn if page[0] == name], device):
                 counts[name] += answers(reader, reader.rows(reader.features(batch.tiles)), batch)[1]
     told: dict[str, float] = {}
