@@ -63,6 +63,12 @@ def test_four_bit_scales_lose_nothing_in_bfloat16():
     assert torch.equal(scales, scales.to(torch.bfloat16).float())
 
 
+def test_eight_bit_scales_are_the_largest_over_127_to_the_last_bit():
+    # An ulp away, every cached layer and every bundle made before would be another one.
+    weight = weight_of(64, 128)
+    assert torch.equal(quantize(weight, 8, 32).scales, weight.view(64, 4, 32).abs().amax(-1) / 127)
+
+
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_rows_of_zeros_stay_zeros(bits):
     weight = weight_of(3, 64)

@@ -282,6 +282,14 @@ def test_a_file_that_is_no_state_is_named(
     assert path.read_bytes() == content
 
 
+def test_a_folder_that_is_a_file_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "taken").write_text("mine")
+    assert main(["-o", str(tmp_path / "taken"), "--minutes", "1"]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "choose another with -o" in said
+    assert (tmp_path / "taken").read_text() == "mine"
+
+
 @pytest.mark.parametrize("wrong", [["--tiles", "0"], ["--threads", "-1"], ["--workers", "0"], ["--minutes", "0"]])
 def test_numbers_that_train_nothing_are_refused(
     wrong: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

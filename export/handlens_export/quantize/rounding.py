@@ -63,7 +63,8 @@ def grid(groups: Tensor, bits: int, shrink: float = 1.0) -> tuple[Tensor, Tensor
         low, high = groups.amin(dim=-1).clamp_max(0) * shrink, groups.amax(dim=-1).clamp_min(0) * shrink
         scales = ((high - low) / 3).clamp_min(tiny)
         return scales, (-low / scales).round().clamp(0, 3)
-    scales = (groups.abs().amax(dim=-1) * (shrink / (127 if bits == 8 else 2 ** (bits - 1)))).clamp_min(tiny)
+    limit = 127 if bits == 8 else 2 ** (bits - 1)
+    scales = (groups.abs().amax(dim=-1) * shrink / limit).clamp_min(tiny)
     return (scales if bits == 8 else scales.to(torch.bfloat16).float()), None
 
 

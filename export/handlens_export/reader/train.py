@@ -278,7 +278,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    options.folder.mkdir(parents=True, exist_ok=True)
+    try:
+        options.folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        print(f"{options.folder} cannot be a folder ({error.strerror}); choose another with -o.", file=sys.stderr)
+        return 2
     cuda = torch.cuda.device_count() > 0
     plan = Plan(
         seconds=60 * options.minutes,
