@@ -59,7 +59,8 @@ def test_factors_are_the_papers():
 
 @pytest.mark.parametrize(("kind", "most"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("family", ["bluelm_v", "llama", "qwen2", "gemma", "smolvlm"])
-def test_the_smoothed_network_computes_the_same(family, kind, most, tiny_checkpoint, tmp_path):
+def test_the_smoothed_network_computes_the_same(family, kind, most, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(smooth, "ALPHAS", (0.3, 0.6))
     plain, config = parameters_of(tiny_checkpoint(family, tmp_path))
     with StageCache() as kept:
         made = smoothed(plain, config, Recipe(), kept, Calibration("set", "state", prompts))
@@ -97,6 +98,24 @@ def test_outliers_planted_in_activations_cost_less(tiny_checkpoint, tmp_path, mo
             rounded, _ = quantize_network(parameters, config, Recipe(), 64, lambda share: None)
             apart[name] = sum(float((out(rounded, rows) - out(exact, rows)).square().sum()) for rows in prompts(exact))
     assert apart["smoothed"] < 0.2 * apart["plain"]
+
+
+def test_weights_that_lie_on_the_grid_already_are_left_there(tiny_checkpoint, tmp_path, monkeypatch):
+    plain, config = parameters_of(tiny_checkpoint("llama", tmp_path))
+    read_plain = Parameters.stored
+
+    def on_grid(self, name):
+        weight = read_plain(self, name)
+        if not name.endswith("_proj.weight"):
+            return weight
+        whole = torch.randint(-8, 8, weight.shape, generator=torch.Generator().manual_seed(len(name))).float()
+        whole[:, ::32] = -8  # of each group, so that its scale is found again
+        return whole / 256
+
+    monkeypatch.setattr(Parameters, "stored", on_grid)
+    with StageCache() as kept:
+        made = smoothed(plain, config, Recipe(), kept, Calibration("set", "state", prompts))
+        assert all(torch.equal(made.read(name), plain.read(name)) for name in plain.shapes)
 
 
 def test_it_is_searched_once_and_a_bundles_reference_finds_it(tiny_checkpoint, tmp_path, monkeypatch):

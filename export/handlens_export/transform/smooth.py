@@ -3,8 +3,9 @@ that rounding the weights does less to what matters; the network computes what i
 
 The factor of channel j is max|x_j|^alpha / max|w_j|^(1 - alpha), over a calibration set and over all linears that read
 x; one alpha serves the whole model, the one of ALPHAS that leaves the whole model's output nearest to the float one's
-once all weights are rounded. Factors are folded into what comes before: a norm's weight, or the up projection's rows
-for the down projection. (The output projection has none: its inputs are the values of fewer heads than it has columns.)
+once all weights are rounded, or none where no alpha does better than leaving the weights as they are. Factors are
+folded into what comes before: a norm's weight, or the up projection's rows for the down projection. (The output
+projection has none: its inputs are the values of fewer heads than it has columns.)
 """
 
 from __future__ import annotations
@@ -12,12 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from handlens_export.network.attention import CachedAttention
 from handlens_export.network.config import NetworkConfig
 from handlens_export.network.decoder import DecoderLayer
 from handlens_export.network.load import Parameters
@@ -25,13 +24,16 @@ from handlens_export.network.mapped import float_network
 from handlens_export.network.network import Network
 from handlens_export.network.rope import tables
 from handlens_export.quantize.calibrated import CODE, Calibration
+from handlens_export.quantize.float_layers import float_layer, linears, passed, set_weight
 from handlens_export.quantize.formats import Matrix, matrix
 from handlens_export.quantize.rounding import quantize
 from handlens_export.quantize.stages import code_version, stage_key
 from handlens_export.recipe import Recipe
 from handlens_export.stage_cache.store import Stage, StageCache
 
-ALPHAS = tuple(step / 20 for step in range(21))
+ALPHAS = (None, *(step / 20 for step in range(21)))
+"""None leaves every channel as it is. The authors' search has no such choice: where there are no outliers, each of its
+alphas can be worse than none (quantize/LOG.md)."""
 COMPARED = 8
 """Prompts whose outputs are compared: at each alpha their rows are held until the last layer."""
 LEAST = 1e-5
@@ -93,8 +95,10 @@ def smoothed(
     return Smoothed(parameters, factors, key)
 
 
-def factors_of(activations: Tensor, weights: Sequence[Tensor], alpha: float) -> Tensor:
+def factors_of(activations: Tensor, weights: Sequence[Tensor], alpha: float | None) -> Tensor:
     """Factors (channels,) from activations' maxima (channels,) and the weights (rows, channels) that read them."""
+    if alpha is None:
+        return torch.ones_like(activations)
     largest = torch.stack([weight.abs().amax(0) for weight in weights]).amax(0)
     return (activations**alpha / largest.clamp_min(LEAST) ** (1 - alpha)).clamp_min(LEAST)
 
@@ -111,19 +115,22 @@ def _search(
     exact = list(calibration.rows(network))
     network.decoder.cos, network.decoder.sin = tables(config.decoder, max(rows.shape[1] for rows in exact))
     tried = dict.fromkeys(ALPHAS, exact[:COMPARED])
-    found: dict[float, Stage] = {alpha: {} for alpha in ALPHAS}
+    found: dict[float | None, Stage] = {alpha: {} for alpha in ALPHAS}
     for index in range(config.decoder.layers):
-        layer, grids = _layer(parameters, config, index, recipe)
-        plain = {name: linear.weight for name, linear in _linears(layer)}
+        layer = float_layer(parameters, config, index)
+        plain = {name: linear.weight for name, linear in linears(layer)}
+        grids = {name: _grid(parameters, f"decoder.layers.{index}.{name}.weight", recipe) for name in plain}
         largest, exact = _maxima(layer, network, exact)
         for alpha in ALPHAS:
             for target, readers in READS.items():
                 factors = factors_of(largest[target], [plain[name] for name in readers], alpha)
                 found[alpha][f"decoder.layers.{index}.{target}"] = factors
                 for name in readers:
-                    _set(layer, name, _as_rounded(plain[name], factors, grids.get(name)))
-            _set(layer, "attention.o_proj", _as_rounded(plain["attention.o_proj"], None, grids.get("attention.o_proj")))
-            tried[alpha] = [_pass(layer, network, rows) for rows in tried[alpha]]
+                    set_weight(layer, name, _as_rounded(plain[name], factors, grids[name]))
+            set_weight(
+                layer, "attention.o_proj", _as_rounded(plain["attention.o_proj"], None, grids["attention.o_proj"])
+            )
+            tried[alpha] = [passed(layer, network, rows) for rows in tried[alpha]]
         progress((index + 1) / config.decoder.layers)
     norm = network.decoder.norm  # some rows are a thousand times larger than the rest before it
     losses = {
@@ -155,39 +162,14 @@ def _maxima(layer: DecoderLayer, network: Network, hidden: list[Tensor]) -> tupl
         layer.mlp_norm.register_forward_hook(lambda _, __, out: note("mlp_norm", out)),
         layer.mlp.down_proj.register_forward_pre_hook(lambda _, given: note("mlp.up_proj", given[0])),
     ]
-    after = [_pass(layer, network, rows) for rows in hidden]
+    after = [passed(layer, network, rows) for rows in hidden]
     for hook in hooks:
         hook.remove()
     return seen, after
 
 
-def _pass(layer: DecoderLayer, network: Network, rows: Tensor) -> Tensor:
-    out: Tensor = layer(rows, network.decoder.eager_step(rows.shape[1], 0))
-    cached = cast(CachedAttention, layer.attention.cached)
-    cached.keys = cached.values = None
-    return out
-
-
-def _layer(
-    parameters: Parameters, config: NetworkConfig, index: int, recipe: Recipe
-) -> tuple[DecoderLayer, dict[str, Matrix]]:
-    """A layer in float, and its linears' grids."""
-    layer, prefix = DecoderLayer(config.decoder), f"decoder.layers.{index}."
-    grids = {}
-    for name, _ in list(layer.named_parameters()):
-        path, _, kind = name.rpartition(".")
-        setattr(layer.get_submodule(path), kind, nn.Parameter(parameters.read(prefix + name), requires_grad=False))
-        if grid := matrix(prefix + name, parameters.shapes[prefix + name], recipe):
-            grids[path] = grid
-    return layer.eval(), grids
-
-
-def _linears(layer: DecoderLayer) -> list[tuple[str, nn.Linear]]:
-    return [(name, module) for name, module in layer.named_modules() if isinstance(module, nn.Linear)]
-
-
-def _set(layer: DecoderLayer, name: str, weight: Tensor) -> None:
-    cast(nn.Linear, layer.get_submodule(name)).weight = nn.Parameter(weight, requires_grad=False)
+def _grid(parameters: Parameters, name: str, recipe: Recipe) -> Matrix | None:
+    return matrix(name, parameters.shapes[name], recipe)
 
 
 def _split(path: str) -> tuple[str, str]:
