@@ -54,6 +54,7 @@ def plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     config = family.config(checkpoint.config)
     chat = family.chat(checkpoint)
     image = family.image_rule(checkpoint, config) if config.vision else None
+    _refuse_other_layers(checkpoint, config, recipe)
     trained = config.decoder.max_positions
     if recipe.context is not None and recipe.context > trained:
         raise UnsupportedError(
@@ -69,6 +70,16 @@ def plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     bos = chat.bos_token
     bos_id = checkpoint.tokenizer.token_to_id(bos) if bos else None
     return Plan(checkpoint, family, config, chat, image, context, longest_pass(config, recipe, context), bos_id)
+
+
+def _refuse_other_layers(checkpoint: Checkpoint, config: NetworkConfig, recipe: Recipe) -> None:
+    layers = config.decoder.layers
+    for place, _ in recipe.layer_bits:
+        if int(place.split(".")[2]) >= layers:
+            raise UnsupportedError(
+                f"--layer-bits names {place}, but the decoder of {checkpoint.path} has layers 0 to {layers - 1}; "
+                "choose among these."
+            )
 
 
 def longest_pass(config: NetworkConfig, recipe: Recipe, context: int) -> int:
@@ -123,6 +134,7 @@ def describe(
                 rotate=recipe.rotate,
                 calibration=calibration,
                 bits=recipe.bits,
+                layer_bits=recipe.layer_bits,
                 group=recipe.group,
                 head_bits=recipe.head_bits,
                 vision_bits=recipe.vision_bits,

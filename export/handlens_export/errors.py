@@ -34,3 +34,7 @@ class TargetError(ExportError):
 
 class GateError(ExportError):
     """The exported programs answer fewer questions right than was asked for; no bundle was written."""
+
+    def __init__(self, found: str, advice: str) -> None:
+        super().__init__(f"{found}, so no bundle was written; {advice}.")
+        self.found = found

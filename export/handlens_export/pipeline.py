@@ -26,6 +26,7 @@ from handlens_export.network.network import Network
 from handlens_export.quantize.calibration import calibration_rows
 from handlens_export.quantize.formats import weigh
 from handlens_export.quantize.kv_scales import Scales, calibrate, save_scales
+from handlens_export.quantize.mixed import between, with_target
 from handlens_export.quantize.network import quantize_network
 from handlens_export.quantize.stages import one_thread
 from handlens_export.quantize.weight import shallow_copy
@@ -64,6 +65,7 @@ def export(
     *,
     lora: Path | None = None,
     calibration: Path | None = None,
+    target_bits: float | None = None,
     gate: Gate | None = None,
     force: bool = False,
     jobs: int | None = None,
@@ -76,6 +78,8 @@ def export(
     it is not there. An existing `target` is replaced only with `force`, and only once the new one is whole.
     Methods other than `round`, and smoothing, measure activations on the file `calibration`, a text or an evaluation
     set (JSONL); left out, on a few prompts and photographs. CalibrationError where it cannot be read.
+    With `target_bits` in place of the recipe's bits, the layers that are worth it get more than the others, so that the
+    decoder's linears have as many a weight on average; what each is worth is measured on the same set.
     With a `gate`, each backend's program first answers its questions; GateError where too few are right,
     EvaluationError where its set cannot be read or asked.
     Finished layers are kept in the cache folder: an export that was killed goes on where it was, and one with other
@@ -86,7 +90,9 @@ def export(
     if jobs is not None and jobs < 1:
         raise UnsupportedError(f"jobs is {jobs}, but at least one program must be lowered at a time; give 1 or more.")
     stage = _Stages(progress or (lambda _stage, _share: None), gated=gate is not None)
-    _refuse_idle(calibration, recipe)
+    _refuse_idle(calibration, recipe, target_bits)
+    if target_bits is not None:
+        between(recipe, target_bits)
     check_target(target, force)
     questions = None if gate is None else read_set(gate.path)
     planned = plan(read(source, lora), recipe)
@@ -96,7 +102,7 @@ def export(
         (warn or warnings.warn)(sentence)
     parameters = Parameters(planned.checkpoint, planned.family, planned.config)
     measured = None
-    if recipe.looks_at_activations:
+    if recipe.looks_at_activations or target_bits is not None:
         measured = calibration_of(calibration, planned, describe(planned, recipe, weigh(parameters.shapes, recipe)))
     if calibration is None and recipe.method in ("gptq", "rsq"):
         (warn or warnings.warn)(TOO_FEW.format(recipe.method))
@@ -104,13 +110,19 @@ def export(
 
     with ExitStack() as work:
         kept = work.enter_context(StageCache())
-        searching = 0.5 if recipe.smooth else 0.0
+        begun = 0.0
+        if target_bits is not None:
+            assert measured is not None
+            begun = 0.3
+            told = stage.within("quantize", part=begun)
+            recipe = with_target(parameters, planned.config, recipe, target_bits, kept, measured, told)
+        searching = 0.5 * (1 - begun) if recipe.smooth else 0.0
         network, parts = quantize_network(
-            transformed(parameters, planned.config, recipe, kept, measured, stage.within("quantize", part=searching)),
+            transformed(parameters, planned.config, recipe, kept, measured, stage.within("quantize", begun, searching)),
             planned.config,
             recipe,
             planned.context,
-            stage.within("quantize", searching, 1 - searching),
+            stage.within("quantize", begun + searching, 1 - begun - searching),
             kept,
             measured,
         )
@@ -156,11 +168,14 @@ def export(
     return manifest
 
 
-def _refuse_idle(calibration: Path | None, recipe: Recipe) -> None:
-    """UnsupportedError for a calibration set that nothing would look at."""
-    if calibration is not None and not recipe.looks_at_activations:
+def _refuse_idle(calibration: Path | None, recipe: Recipe, target_bits: float | None) -> None:
+    """UnsupportedError for a calibration set that nothing would look at, and for two wishes for bits."""
+    if target_bits is not None and recipe.layer_bits:
+        raise UnsupportedError("--target-bits chooses the bits of layers itself; leave out --layer-bits, or it.")
+    if calibration is not None and not recipe.looks_at_activations and target_bits is None:
         raise UnsupportedError(
-            "--calibration has no use where nothing looks at activations; add --method gptq or --smooth, or drop it."
+            "--calibration has no use where nothing looks at activations; add --method gptq, --smooth or "
+            "--target-bits, or drop it."
         )
 
 

@@ -49,9 +49,12 @@ def prepare_prompt(
 
 
 @torch.no_grad()
-def embed(network: Network, prepared: PreparedPrompt, most: int | None = None) -> Tensor:
+def embed(
+    network: Network, prepared: PreparedPrompt, most: int | None = None, encoded: dict[str, Tensor] | None = None
+) -> Tensor:
     """Rows (1, t, width): token embeddings, and each picture's encoded rows in their places; the first `most` of them,
-    for which no more tiles are encoded than they need.
+    for which no more tiles are encoded than they need. Pictures that `encoded` has, by digest, are not encoded again;
+    those encoded are put there.
     """
     keys = prepared.prompt.keys[:most]
     needed: dict[str, int] = {}
@@ -59,8 +62,10 @@ def embed(network: Network, prepared: PreparedPrompt, most: int | None = None) -
         if isinstance(key, tuple):
             needed[key[0]] = max(needed.get(key[0], 0), key[1] + 1)
     per_tile = network.config.tokens_per_tile
-    encoded = {}
+    encoded = {} if encoded is None else encoded
     for picture, count in needed.items():
+        if picture in encoded and len(encoded[picture]) >= count:
+            continue
         # One tile at a time: the encoder's activations for many are what fills memory.
         tiles = prepared.tiles[picture].pixels[: -(-count // per_tile)]
         encoded[picture] = torch.cat([network.encode(torch.from_numpy(tile[None]))[0][0] for tile in tiles])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -17,8 +18,10 @@ gptq   GPTQ: what rounding one weight does is made up for by those not rounded y
 rsq    GPTQ to tokens weighted by the attention that they get (RSQ, without its rotation)
 """
 METHODS: tuple[Method, ...] = get_args(Method)
-BITS: dict[BackendName, tuple[int, ...]] = {"executorch": (4, 8, 32), "onnx": (2, 4, 8, 32)}
-"""Weight bits that each backend's kernels really take; 32 leaves weights in float."""
+BITS: dict[BackendName, tuple[int, ...]] = {"executorch": (3, 4, 8, 32), "onnx": (2, 3, 4, 8, 32)}
+"""Weight bits that each backend's kernels take, three of them stored as four; 32 leaves weights in float."""
+PLACE = re.compile(r"decoder\.layers\.(\d+)(\.attention(\.[qkvo]_proj)?|\.mlp(\.(gate|up|down)_proj)?)?")
+"""A decoder layer, its attention or MLP, or one linear of these."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class Recipe:
     """Whether the residual stream is rotated first, so that no channel has outliers."""
     bits: int = 4
     """Bits of the decoder's linears."""
+    layer_bits: tuple[tuple[str, int], ...] = ()
+    """Other bits of some decoder layers, of their attention or MLP, or of single linears, such as
+    (("decoder.layers.0", 8), ("decoder.layers.3.mlp.down_proj", 8)); the longest name that fits a linear counts."""
     group: int = 32
     """Weights that share a scale, where bits is below 8."""
     head_bits: int = 8
@@ -54,6 +60,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         self._refuse_other_types()
+        self._refuse_other_places()
         self._refuse_other_backends()
         for backend in self.backends:
             have = BITS[backend]
@@ -61,6 +68,7 @@ class Recipe:
                 ("--bits", self.bits),
                 ("--head-bits", self.head_bits),
                 ("--vision-bits", self.vision_bits),
+                *((f"--layer-bits {place}={bits}:", bits) for place, bits in self.layer_bits),
             ):
                 if bits not in have:
                     raise UnsupportedError(
@@ -100,6 +108,21 @@ class Recipe:
         if isinstance(self.max_portable, bool) or not isinstance(self.max_portable, int | float):
             raise UnsupportedError(f"--max-portable is {self.max_portable!r}, but a share lies between 0 and 1.")
 
+    def _refuse_other_places(self) -> None:
+        places = [place for place, _ in self.layer_bits]
+        for place, bits in self.layer_bits:
+            if type(bits) is not int:
+                raise UnsupportedError(
+                    f"--layer-bits {place} is {bits!r}, but bits are a whole number; give one such as 8."
+                )
+            if PLACE.fullmatch(place) is None:
+                raise UnsupportedError(
+                    f"--layer-bits names {place!r}; give a decoder layer, its attention or mlp, or one of their "
+                    "linears, such as decoder.layers.0.mlp.down_proj=8."
+                )
+            if places.count(place) > 1:
+                raise UnsupportedError(f"--layer-bits names {place} twice; name each once.")
+
     def _refuse_other_backends(self) -> None:
         if isinstance(self.backends, str):
             raise UnsupportedError(
@@ -123,5 +146,6 @@ class Recipe:
     @property
     def float_roles(self) -> frozenset[str]:
         """Programs (`vision`, `decoder`) some of whose weights stay in float."""
-        decoder = {"decoder"} if 32 in (self.bits, self.head_bits) else set()
+        others = {bits for _, bits in self.layer_bits}
+        decoder = {"decoder"} if 32 in {self.bits, self.head_bits, *others} else set()
         return frozenset(decoder | ({"vision"} if self.vision_bits == 32 else set()))

@@ -35,10 +35,12 @@ def recipe_of(manifest: Manifest) -> Recipe:
     return recipe
 
 
-def reference(bundle: Bundle, planned: Plan, backend: BackendName) -> Network:
-    """The network whose eager forward is what `backend`'s program should compute. Raises CheckpointError."""
-    manifest = bundle.manifest
-    recipe = recipe_of(manifest)
+def rounded(bundle: Bundle, planned: Plan) -> tuple[Parameters, Network]:
+    """A bundle's network, its weights on their grids, and the float parameters that were rounded, after transforms.
+
+    Raises CheckpointError, and UnsupportedError for a bundle of another rounding than ours.
+    """
+    recipe = recipe_of(bundle.manifest)
     parameters = Parameters(planned.checkpoint, planned.family, planned.config)
     calibration = _calibration(bundle, planned) if recipe.looks_at_activations else None
     with StageCache() as kept:
@@ -46,6 +48,14 @@ def reference(bundle: Bundle, planned: Plan, backend: BackendName) -> Network:
         network, _ = quantize_network(
             parameters, planned.config, recipe, planned.context, lambda _share: None, kept, calibration
         )
+    return parameters, network
+
+
+def reference(bundle: Bundle, planned: Plan, backend: BackendName) -> Network:
+    """The network whose eager forward is what `backend`'s program should compute. Raises as `rounded`."""
+    manifest = bundle.manifest
+    recipe = recipe_of(manifest)
+    _, network = rounded(bundle, planned)
     scales = None
     if manifest.quantization.kv_scales is not None:
         scales = load_scales(bundle.file(manifest.quantization.kv_scales))

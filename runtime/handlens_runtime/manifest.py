@@ -117,7 +117,9 @@ class Sizes(_Strict):
 class PartQuantization(_Strict):
     """What became of one part's weights."""
 
-    bits: Literal[2, 4, 8, 32]
+    bits: Literal[2, 3, 4, 8, 32]
+    stored_bits: Literal[4] | None = None
+    """Bits that each weight takes, where that is more than its grid has: three travel as four."""
     group: int | None
     """Weights that share a scale; None is one scale per output row."""
     symmetric: bool = True
@@ -138,6 +140,7 @@ class SavedRecipe(_Strict):
     calibration: str | None = None
     """sha256 of the set that activations were measured on; None where none was needed."""
     bits: int
+    layer_bits: tuple[tuple[str, int], ...] = ()
     group: int
     head_bits: int
     vision_bits: int

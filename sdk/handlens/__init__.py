@@ -15,7 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from handlens._api import bench, calibrate, check, evaluate, export, init, load, perplexity, plan
+from handlens._api import advise, bench, calibrate, check, evaluate, export, init, load, perplexity, plan, sweep
 
 if TYPE_CHECKING:
     from handlens_export.check import Report
@@ -117,6 +117,7 @@ __all__ = [
     "UnsupportedError",
     "Workload",
     "__version__",
+    "advise",
     "bench",
     "calibrate",
     "check",
@@ -126,6 +127,7 @@ __all__ = [
     "load",
     "perplexity",
     "plan",
+    "sweep",
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
@@ -13,7 +14,11 @@ from handlens_runtime.errors import HandLensError, OptionError
 if TYPE_CHECKING:
     from handlens_export.check import Report
     from handlens_export.forecast import Device, Forecast
+    from handlens_export.forecast.qid import Advice
     from handlens_export.recipe import Recipe
+    from handlens_export.sweep.run import Asked
+    from handlens_export.sweep.table import Table
+    from handlens_export.sweep.variants import Variant
     from handlens_runtime.bench import Benchmark, Workload
     from handlens_runtime.bundle import Bundle
     from handlens_runtime.engine import Engine
@@ -61,6 +66,7 @@ def export(
     *,
     lora: StrPath | None = None,
     calibration: StrPath | None = None,
+    target_bits: float | Literal["auto"] | None = None,
     gate: StrPath | None = None,
     gate_accuracy: float = 0.9,
     force: bool = False,
@@ -73,24 +79,30 @@ def export(
     `bundle` is whole or it is not there; an existing one is replaced only with `force`. `recipe` decides bits,
     cache, context and backends; `lora` is merged into the weights. What the checkpoint asks for and does not get, such
     as beam search, goes to `warn`; without one, to Python's `warnings`. Methods that look at activations measure them
-    on `calibration`, a text or an evaluation set, or on a small set of their own. With `gate`, an evaluation set as
+    on `calibration`, a text or an evaluation set, or on a small set of their own. With `target_bits` the decoder's
+    linears get that many bits a weight on average, layers that need more getting more; with "auto" as few as let the
+    gate pass. With `gate`, an evaluation set as
     `evaluate` reads, every backend must answer at least `gate_accuracy` of its questions, or there is no bundle.
     `jobs` programs are lowered at once, as many as there are cores where left out.
     Needs the extra `export`.
     Raises CheckpointError, UnsupportedError, TargetError, CalibrationError, EvaluationError, GateError.
     """
     require_workstation("export")
-    from handlens_export import pipeline
+    from handlens_export import fallback, pipeline
     from handlens_export.gate import Gate
     from handlens_export.recipe import Recipe
 
-    return pipeline.export(
+    judged = Gate(Path(gate), gate_accuracy) if gate else None
+    if target_bits == "auto":
+        found = partial(fallback.export_until_passed, gate=judged)
+    else:
+        found = partial(pipeline.export, target_bits=target_bits, gate=judged)
+    return found(
         Path(checkpoint),
         Path(bundle),
         recipe or Recipe(),
         lora=Path(lora) if lora else None,
         calibration=Path(calibration) if calibration else None,
-        gate=Gate(Path(gate), gate_accuracy) if gate else None,
         force=force,
         jobs=jobs,
         progress=progress,
@@ -123,6 +135,48 @@ def plan(
     limits = forecast.Limits(memory, first_token)
     target = forecast.find(device) if isinstance(device, str) else device
     return forecast.choose(read(Path(checkpoint)), recipe or Recipe(), forecast.Prompt(picture, text), target, limits)
+
+
+def advise(checkpoint: StrPath, trained_tokens: float) -> Advice:
+    """Predict what 2, 3, 4 and 8 bits cost a checkpoint that was trained on so many tokens; reads headers, no weights.
+
+    By a scaling law (`handlens_export.forecast.qid`) that was fitted on GPTQ, 160 million to 12 billion parameters and
+    up to 300 billion tokens. Needs the extra `export`. Raises CheckpointError, UnsupportedError.
+    """
+    require_workstation("advise")
+    from handlens_export.checkpoint.read import read
+    from handlens_export.forecast import qid
+
+    return qid.advise(read(Path(checkpoint)), trained_tokens)
+
+
+def sweep(
+    checkpoint: StrPath,
+    folder: StrPath,
+    variants: Sequence[Variant],
+    asked: Asked,
+    *,
+    calibration: StrPath | None = None,
+    progress: Progress | None = None,
+) -> Table:
+    """Try quantizers on a checkpoint, each whole, beside the float network; the table is kept in `folder` row by row.
+
+    `variants`: what to try (`handlens_export.sweep.variants.variants` makes them of lists). `asked`: the text and the
+    questions to try them on. `calibration`: what activations are measured on. A row that `folder` has is not measured
+    again. Needs the extra `export`.
+    Raises CheckpointError, UnsupportedError, CalibrationError, EvaluationError, TargetError.
+    """
+    require_workstation("sweep")
+    from handlens_export.sweep import run
+
+    return run.sweep(
+        Path(checkpoint),
+        Path(folder),
+        variants,
+        asked,
+        calibration=Path(calibration) if calibration else None,
+        progress=progress,
+    )
 
 
 def calibrate() -> Device:
@@ -168,6 +222,7 @@ def check(
     images: Sequence[StrPath] = (),
     lora: StrPath | None = None,
     backend: BackendName | None = None,
+    sensitivity: bool = False,
     progress: Progress | None = None,
 ) -> Report: ...
 
@@ -179,17 +234,19 @@ def check(
     images: Sequence[StrPath] = (),
     lora: StrPath | None = None,
     backend: BackendName | None = None,
+    sensitivity: bool = False,
     progress: Progress | None = None,
 ) -> Report | Replay:
     """Does a bundle answer as it should? By itself, or stage by stage beside the checkpoint it was made from.
 
     Without `against`: what its golden.json asks, on every installed backend, beside the answers recorded at export.
     With it: a comparison on `images`, the exporter's own few where left out, with the checkpoint's weights after
-    `lora` is merged, as `export` does; this needs the extra `export`.
+    `lora` is merged, as `export` does, and with `sensitivity` what each layer costs, alone rounded; this needs the
+    extra `export`.
     Raises BundleError, BackendError; with `against` also CheckpointError, ImageError.
     """
     if against is None:
-        for name, given in (("images", images), ("lora", lora)):
+        for name, given in (("images", images), ("lora", lora), ("sensitivity", sensitivity)):
             if given:
                 raise OptionError(
                     f"{name} needs the checkpoint to compare with; give it as `against` too, or leave it out."
@@ -207,6 +264,7 @@ def check(
         [Path(image) for image in images],
         lora=Path(lora) if lora else None,
         backend=backend,
+        sensitivity=sensitivity,
         progress=progress,
     )
 

@@ -203,3 +203,19 @@ def test_rows_of_one_direction_count_by_their_worst():
     b[2] = [4.0, -3.0]
     assert _cosine(a, b) == pytest.approx(0.0)
     assert _cosine(a[:2], a) == 0.0
+
+
+def test_what_each_layer_costs_is_told_with_the_bundles_own_weights(exported, tmp_path):
+    made = exported("bluelm_v")
+    shares: list[float] = []
+    report = check(
+        made.bundle, made.checkpoint, backend="onnx", sensitivity=True, progress=lambda _, share: shares.append(share)
+    )
+    layers = Bundle.load(made.bundle).manifest.sizes.layers
+    assert [one.place for one in report.sensitivities] == [
+        f"decoder.layers.{index}.{part}" for index in range(layers) for part in ("attention", "mlp")
+    ]
+    assert all(one.kl > 0 for one in report.sensitivities)
+    assert len(report.to_json()["sensitivities"]) == 2 * layers
+    assert shares == sorted(shares) and shares[-1] == 1
+    assert check(made.bundle, made.checkpoint, backend="onnx").sensitivities == ()

@@ -5,6 +5,7 @@ import io
 import subprocess
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,8 @@ def downloads(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         if "pip" in command:
             with zipfile.ZipFile(cwd / "whale-1-py3-none-any.whl", "w") as wheel:
                 wheel.writestr("package/data/whale.txt", TEXT)
+        elif "apt-get" in command:
+            (cwd / "whale_1_all.deb").write_bytes(TEXT)
         else:
             entry = tarfile.TarInfo("package/data/whale.txt")
             entry.size = len(TEXT)
@@ -52,6 +55,16 @@ def test_fetched_once_and_nothing_else_is_left(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [first]
     assert len(downloads) == 1
     assert downloads[0][-1] == "whale==1"
+
+
+def test_a_debian_package_is_kept_whole(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, downloads: list[list[str]]
+) -> None:
+    whole = replace(material("apt-get"), package="whale=1", member=None)
+    monkeypatch.setattr(materials, "MATERIALS", {"whale": whole})
+    assert fetch("whale", tmp_path) == tmp_path / "materials/whale/whale.deb"
+    assert fetch("whale", tmp_path).read_bytes() == TEXT
+    assert [command[:2] for command in downloads] == [["apt-get", "download"]]
 
 
 def test_a_truncated_file_is_fetched_again(
@@ -119,4 +132,7 @@ def test_fetching_says_the_licence_and_stdout_is_the_path_alone(
 
 def test_an_unknown_name_lists_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["gpt"]) == 2
-    assert capsys.readouterr().err == "There is no material 'gpt'; choose one of smollm2, moby-dick, easy-vqa.\n"
+    assert (
+        capsys.readouterr().err
+        == "There is no material 'gpt'; choose one of smollm2, moby-dick, easy-vqa, debian-handbook.\n"
+    )

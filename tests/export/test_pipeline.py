@@ -199,8 +199,8 @@ def no_work(monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "sentence"),
     [
-        ({"bits": 2}, "--bits 2 is not a format of the executorch backend, whose kernels take 4, 8, 32"),
-        ({"bits": 3, "backends": ("onnx",)}, "--bits 3 is not a format of the onnx backend"),
+        ({"bits": 2}, "--bits 2 is not a format of the executorch backend, whose kernels take 3, 4, 8, 32"),
+        ({"bits": 5, "backends": ("onnx",)}, "--bits 5 is not a format of the onnx backend"),
         ({"head_bits": 2}, "--head-bits 2 is not a format of the executorch"),
         ({"vision_bits": 2}, "--vision-bits 2 is not a format of the executorch"),
         ({"embedding_bits": 4}, "--embedding-bits 4 is not possible; choose 8 or 32"),

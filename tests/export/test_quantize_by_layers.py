@@ -230,7 +230,7 @@ def test_a_set_that_is_none_is_refused_before_any_work(folder, tmp_path, content
 
 
 def test_a_set_without_a_method_that_needs_one_is_refused(folder, tmp_path):
-    with pytest.raises(UnsupportedError, match="add --method gptq or --smooth"):
+    with pytest.raises(UnsupportedError, match="add --method gptq, --smooth or --target-bits"):
         export(folder, tmp_path / "bundle", Recipe(), calibration=tmp_path / "set.txt")
     with pytest.raises(UnsupportedError, match="choose one of round, clip, gptq, rsq"):
         Recipe(method="awq")  # type: ignore[arg-type]

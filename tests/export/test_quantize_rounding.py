@@ -23,10 +23,10 @@ def naive(weight: np.ndarray, bits: int, group: int) -> np.ndarray:
                 grid = np.clip(np.round(part / scale + zero), 0, 3) - zero
             else:
                 largest = np.abs(part).max()
-                scale = largest / {8: 127, 4: 8}[bits] or 1.0
-                if bits == 4:
+                scale = largest / {8: 127, 4: 8, 3: 4}[bits] or 1.0
+                if bits < 8:
                     scale = float(torch.tensor(scale, dtype=torch.float32).to(torch.bfloat16))
-                grid = np.clip(np.round(part / scale), {8: -127, 4: -8}[bits], {8: 127, 4: 7}[bits])
+                grid = np.clip(np.round(part / scale), {8: -127, 4: -8, 3: -4}[bits], {8: 127, 4: 7, 3: 3}[bits])
             result[row, start : start + group] = grid * scale
     return result
 
@@ -39,7 +39,7 @@ def weight_of(rows: int, columns: int, seed: int = 0) -> torch.Tensor:
     return weight
 
 
-@pytest.mark.parametrize(("bits", "group"), [(2, 32), (2, 64), (4, 32), (4, 128), (8, 128), (8, 32)])
+@pytest.mark.parametrize(("bits", "group"), [(2, 32), (2, 64), (3, 32), (4, 32), (4, 128), (8, 128), (8, 32)])
 def test_the_grid_is_a_naive_loops(bits, group):
     weight = weight_of(6, 128)
     found = quantize(weight, bits, group).dequantize().numpy()
@@ -48,7 +48,7 @@ def test_the_grid_is_a_naive_loops(bits, group):
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("bits", "low", "high"), [(2, 0, 3), (4, -8, 7), (8, -127, 127)])
+@pytest.mark.parametrize(("bits", "low", "high"), [(2, 0, 3), (3, -4, 3), (4, -8, 7), (8, -127, 127)])
 def test_integers_stay_in_their_range_and_use_it(bits, low, high):
     grid = quantize(weight_of(64, 128), bits, 32)
     assert (int(grid.values.min()), int(grid.values.max())) == (low, high)

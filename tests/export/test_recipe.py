@@ -22,6 +22,11 @@ from handlens_export.recipe import Recipe
         ({"group": None}, "--group is None, but it must be a whole number; give one such as 32"),
         ({"context": 64.5}, "--context is 64.5, but it must be a whole number; give one such as 2048"),
         ({"chunk": True}, "--chunk is True, but it must be a whole number"),
+        ({"layer_bits": (("decoder.layers.0.mlp", 8.0),)}, "--layer-bits decoder.layers.0.mlp is 8.0, but bits are"),
+        ({"layer_bits": (("vision.layers.0", 8),)}, "--layer-bits names 'vision.layers.0'; give a decoder layer, its"),
+        ({"layer_bits": (("decoder.layers.0.mlp.q_proj", 8),)}, "--layer-bits names 'decoder.layers.0.mlp.q_proj'"),
+        ({"layer_bits": (("decoder.layers.0", 8), ("decoder.layers.0", 4))}, "names decoder.layers.0 twice"),
+        ({"layer_bits": (("decoder.layers.0", 2),)}, "--layer-bits decoder.layers.0=2: 2 is not a format of the exec"),
         ({"max_portable": "half"}, "--max-portable is 'half', but a share lies between 0 and 1"),
     ],
 )

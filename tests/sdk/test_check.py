@@ -10,6 +10,7 @@ from handlens import _api
 from handlens.cli import app
 from handlens_export import check as checks
 from handlens_export.check import Distance, Finding, Report
+from handlens_export.quantize.sensitivity import Sensitivity
 from handlens_runtime import golden
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.errors import OptionError
@@ -20,6 +21,13 @@ GOOD = Finding("onnx", "prefill", "coffee.jpg", "cosine", 0.9999, 0.999, True)
 WORST = Finding("onnx", "prefill", "rocket.jpg", "cosine", 0.5, 0.999, False)
 NOISY = Finding("onnx", "prefill", "cat.jpg", "cosine", 0.4, 0.3, True)
 LATER = Finding("onnx", "decode", "rocket.jpg", "cosine", 0.1, 0.999, False)
+
+COSTS = (
+    Sensitivity("decoder.layers.0.attention", 0.03, 900),
+    Sensitivity("decoder.layers.0.mlp", 0.05, 900),
+    Sensitivity("decoder.layers.1.attention", 0.01, 900),
+    Sensitivity("decoder.layers.1.mlp", 0.01, 900),
+)
 
 
 @pytest.fixture
@@ -35,10 +43,11 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
         *,
         lora: Path | None,
         backend: str | None,
+        sensitivity: bool,
         progress: object,
     ) -> Report:
         seen.append((bundle, against, images, lora, backend))
-        return Report(findings[bundle.name], (DISTANCE,))
+        return Report(findings[bundle.name], (DISTANCE,), COSTS if sensitivity else ())
 
     monkeypatch.setattr(checks, "check", check)
     return seen
@@ -61,6 +70,17 @@ def test_a_departure_names_its_first_stage_and_leaves_with_1(
     assert result.stdout.rstrip().endswith("onnx: departs at prefill.")
     (row,) = [line for line in result.stdout.splitlines() if line.startswith("prefill")]
     assert row.split() == ["prefill", "cosine", "0.5", "0.999", "rocket.jpg", "DEPARTS"]
+
+
+def test_what_each_layer_costs_is_a_row_a_layer(runner: CliRunner, calls: list[tuple[object, ...]]) -> None:
+    result = runner.invoke(app, ["check", "good", "--against", "ckpt", "--sensitivity"])
+    assert result.exit_code == 0, result.stderr
+    rows = [line.split() for line in result.stdout.splitlines() if line.startswith("decoder.layers.")]
+    assert rows == [["decoder.layers.0", "0.03", "0.05", "80.0%"], ["decoder.layers.1", "0.01", "0.01", "20.0%"]]
+    without = runner.invoke(app, ["check", "good", "--against", "ckpt"])
+    assert "decoder.layers" not in without.stdout
+    alone = runner.invoke(app, ["check", "good", "--sensitivity"])
+    assert alone.exit_code == 2 and "give --against too" in alone.stderr
 
 
 def test_json_is_the_report_and_keeps_the_exit_code(runner: CliRunner, calls: list[tuple[object, ...]]) -> None:

@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from handlens.cli import app
-from handlens_export import pipeline
+from handlens_export import fallback, pipeline
 from handlens_export.errors import TargetError
 from handlens_export.gate import Gate
 from handlens_export.recipe import Recipe
@@ -27,6 +27,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> list[tuple[obj
         *,
         lora: Path | None = None,
         calibration: Path | None = None,
+        target_bits: float | None = None,
         gate: Gate | None = None,
         force: bool = False,
         jobs: int | None = None,
@@ -34,7 +35,7 @@ def calls(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> list[tuple[obj
         warn: Callable[[str], None] | None = None,
     ) -> Manifest:
         shown = (source, target, recipe, lora, force) if gate is None else (source, target, gate)
-        seen.append(shown if calibration is None else (*shown, calibration))
+        seen.append((*shown, *(one for one in (calibration, target_bits) if one is not None)))
         if target.name == "taken":
             raise TargetError("taken exists; give --force.")
         assert progress is not None and warn is not None
@@ -106,7 +107,10 @@ def test_what_the_bundle_will_not_do_is_told(runner: CliRunner, calls: list[tupl
     ("arguments", "says"),
     [
         (["-o", "taken"], "taken exists; give --force."),
-        (["-o", "b", "--bits", "3"], "--bits 3"),
+        (["-o", "b", "--bits", "5"], "--bits 5"),
+        (["-o", "b", "--bits", "many"], "neither a number of bits nor auto"),
+        (["-o", "b", "--bits", "4", "--target-bits", "5"], "stands in place of --bits"),
+        (["-o", "b", "--layer-bits", "decoder.layers.0"], "is no place and its bits"),
         (["-o", "b", "--backend", "qnn"], "'qnn' is not one of executorch, onnx"),
         (["-o", "b", "--kv", "int4"], "int4"),
         ([], "--output"),
@@ -118,6 +122,27 @@ def test_mistakes_leave_with_2(
     result = runner.invoke(app, ["export", "ckpt", *arguments])
     assert (result.exit_code, result.stdout) == (2, "")
     assert says in result.stderr
+
+
+def test_bits_by_layer_and_on_average_reach_the_pipeline(runner: CliRunner, calls: list[tuple[object, ...]]) -> None:
+    words = ["--layer-bits", "decoder.layers.0=8", "--layer-bits", "decoder.layers.3.mlp=32"]
+    result = runner.invoke(app, ["export", "ckpt", "-o", "bundle", *words])
+    assert result.exit_code == 0, result.stderr
+    recipe = Recipe(layer_bits=(("decoder.layers.0", 8), ("decoder.layers.3.mlp", 32)))
+    result = runner.invoke(app, ["export", "ckpt", "-o", "bundle", "--target-bits", "4.5"])
+    assert result.exit_code == 0, result.stderr
+    ckpt, bundle = Path("ckpt"), Path("bundle")
+    assert calls == [(ckpt, bundle, recipe, None, False), (ckpt, bundle, Recipe(), None, False, 4.5)]
+
+
+def test_auto_bits_are_those_that_the_gate_lets_pass(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch, manifest: Manifest
+) -> None:
+    asked: list[Gate] = []
+    monkeypatch.setattr(fallback, "export_until_passed", lambda *_, gate, **__: asked.append(gate) or manifest)
+    result = runner.invoke(app, ["export", "ckpt", "-o", "bundle", "--bits", "auto", "--gate", "set.jsonl"])
+    assert result.exit_code == 0, result.stderr
+    assert asked == [Gate(Path("set.jsonl"))]
 
 
 @pytest.mark.parametrize(("more", "accuracy"), [([], 0.9), (["--gate-accuracy", "0.75"], 0.75)])

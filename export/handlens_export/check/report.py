@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any, Literal
 
+from handlens_export.quantize.sensitivity import Sensitivity
 from handlens_runtime.manifest import BackendName
 
 Stage = Literal["preprocessing", "vision encoder", "projector", "embedding", "prefill", "decode"]
@@ -46,6 +47,8 @@ class Report:
 
     findings: tuple[Finding, ...]
     distances: tuple[Distance, ...]
+    sensitivities: tuple[Sensitivity, ...] = ()
+    """What each layer's attention and MLP cost, alone rounded as in the bundle; empty where not asked for."""
 
     @property
     def passed(self) -> bool:
@@ -65,4 +68,5 @@ class Report:
             "departs": {name: self.departs(name) for name in names},
             "findings": [asdict(finding) for finding in self.findings],
             "distances": [{**asdict(one), "kl": one.kl if isfinite(one.kl) else None} for one in self.distances],
+            "sensitivities": [asdict(one) for one in self.sensitivities],
         }

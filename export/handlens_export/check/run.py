@@ -20,7 +20,9 @@ from handlens_export.network.mapped import float_network
 from handlens_export.photographs import photographs
 from handlens_export.prompt_rows import PreparedPrompt, embed, prepare_prompt
 from handlens_export.quantize.calibration import TEXTS
-from handlens_export.reference import recipe_of, reference
+from handlens_export.quantize.sensitivity import Sensitivity, sensitivities
+from handlens_export.quantize.weight import QuantizedLinear
+from handlens_export.reference import recipe_of, reference, rounded
 from handlens_runtime import backends
 from handlens_runtime.backends.base import Backend
 from handlens_runtime.bundle import TOKENIZER, Bundle
@@ -40,15 +42,17 @@ def check(
     *,
     lora: Path | None = None,
     backend: BackendName | Backend | None = None,
+    sensitivity: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Compare a bundle's programs with the checkpoint folder or GGUF file it was made from.
 
     `images`: photographs to ask about; the shipped ones where left out. `lora`: the adapter that the bundle was
-    exported with. `backend`: one of them, or an instance; all
-    where left out. Raises BundleError, CheckpointError, UnsupportedError, ImageError, BackendError.
+    exported with. `backend`: one of them, or an instance; all where left out. `sensitivity`: also what each layer's
+    attention and MLP cost when they alone are rounded.
+    Raises BundleError, CheckpointError, UnsupportedError, ImageError, BackendError.
     """
-    report = progress or (lambda _name, _share: None)
+    report = _Halves(progress or (lambda _name, _share: None), sensitivity)
     bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle)
     checkpoint = read(against, lora)
     _check_same(bundle, checkpoint, against)
@@ -69,8 +73,38 @@ def check(
             findings += runner.findings()
             distances.append(runner.distance)
         del network
+    costs = _sensitivities(bundle, planned, cases, report) if sensitivity else ()
     report("check", 1.0)
-    return Report(tuple(findings), tuple(distances))
+    return Report(tuple(findings), tuple(distances), costs)
+
+
+def _sensitivities(bundle: Bundle, planned: Plan, cases: Sequence[Case], report: Progress) -> tuple[Sensitivity, ...]:
+    """On the check's own prompts."""
+    parameters, network = rounded(bundle, planned)
+
+    def on_its_grid(name: str, weight: torch.Tensor) -> torch.Tensor:
+        linear = network.get_submodule(name.removesuffix(".weight"))
+        return linear.quantized.dequantize() if isinstance(linear, QuantizedLinear) else weight
+
+    return sensitivities(
+        parameters,
+        planned.config,
+        on_its_grid,
+        lambda exact: [embed(exact, case.prepared) for case in cases],
+        lambda share: report("sensitivity", share),
+    )
+
+
+class _Halves:
+    """Progress of a check, which is the first half of the whole where sensitivities follow."""
+
+    def __init__(self, report: Progress, followed: bool) -> None:
+        self._report, self._followed = report, followed
+
+    def __call__(self, name: str, share: float) -> None:
+        if self._followed and share < 1:
+            share = share / 2 + (0.5 if name == "sensitivity" else 0)
+        self._report(name, share)
 
 
 def _check_same(bundle: Bundle, checkpoint: Checkpoint, against: Path) -> None:

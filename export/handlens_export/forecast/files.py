@@ -7,7 +7,7 @@ from math import prod
 
 from handlens_export.describe import Plan
 from handlens_export.memory import HEAD_DIM_MULTIPLE
-from handlens_export.quantize.formats import FLOAT_BYTES, ONNX_BLOCK, Matrix, Part, Shape, matrix, part_of
+from handlens_export.quantize.formats import FLOAT_BYTES, ONNX_BLOCK, Matrix, Part, Shape, matrix, part_of, stored_bits
 from handlens_export.recipe import Recipe
 from handlens_runtime.manifest import BackendName
 
@@ -88,7 +88,7 @@ def _tensors(name: str, shape: Shape, recipe: Recipe, backend: BackendName) -> I
 
 
 def _xnnpack(grid: Matrix) -> Iterator[int]:
-    yield grid.rows * grid.columns * grid.bits // 8
+    yield grid.rows * grid.columns * stored_bits(grid.bits) // 8
     yield grid.scales * (FLOAT_BYTES if grid.group == grid.columns else XNNPACK_SCALE_BYTES)
 
 
@@ -98,7 +98,7 @@ def _onnx(grid: Matrix, looked_up: bool) -> Iterator[int]:
     if not looked_up and grid.group == grid.columns:
         block = ONNX_BLOCK
     blocks = -(-grid.columns // block)
-    yield grid.rows * blocks * block * grid.bits // 8
+    yield grid.rows * blocks * block * stored_bits(grid.bits) // 8
     yield grid.rows * blocks * FLOAT_BYTES
     if grid.bits == 2:
         yield grid.rows * -(-blocks * grid.bits // 8)

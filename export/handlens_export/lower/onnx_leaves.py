@@ -77,7 +77,7 @@ def unsigned(weight: QuantizedWeight) -> Tensor:
     if weight.zeros is not None:
         return weight.values.to(torch.uint8)
     # In two's complement the shift is a sum of bytes that wraps around: no wider copy of a large matrix is made.
-    shifted: Tensor = weight.values.view(torch.uint8) + 2 ** (weight.bits - 1)
+    shifted: Tensor = weight.values.view(torch.uint8) + 2 ** (weight.stored_bits - 1)
     return shifted
 
 
@@ -104,7 +104,7 @@ class PackedLinear(nn.Module):
         super().__init__()
         weight = linear.quantized
         self.rows, self.columns = weight.values.shape
-        self.bits = weight.bits
+        self.bits = weight.stored_bits
         self.block = block_size(weight, name)
         padded = F.pad(unsigned(weight), (0, -self.columns % self.block))
         self.register_buffer("packed", pack(padded, self.bits).view(self.rows, -1, self.block * self.bits // 8))

@@ -16,7 +16,7 @@ from handlens_runtime.manifest import PartQuantization
 
 Part = Literal["vision", "projector", "embedding", "decoder", "head"]
 PARTS: tuple[Part, ...] = ("vision", "projector", "embedding", "decoder", "head")
-Bits = Literal[2, 4, 8, 32]
+Bits = Literal[2, 3, 4, 8, 32]
 Shape = tuple[int, ...]
 
 GROUP_CHOICES = (128, 64, 32)
@@ -25,6 +25,11 @@ FLOAT_BYTES = 4
 ONNX_BLOCK = 128
 """Block that stands for one scale per row in an ONNX file, repeated: as fast as 256 (8 bits: 207 and 209 GFLOP/s on a
 core at 729 x 1152 x 4304; 154 at 32), and its activations are rounded in finer groups."""
+
+
+def stored_bits(bits: int) -> int:
+    """Bits in which the kernels take weights of `bits`: three travel as four."""
+    return 4 if bits == 3 else bits
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Matrix:
     def nbytes(self) -> int:
         """Packed integers, float32 scales and, at two bits, packed zero points."""
         zeros = self.scales * self.bits // 8 if self.bits == 2 else 0
-        return self.rows * self.columns * self.bits // 8 + self.scales * FLOAT_BYTES + zeros
+        return self.rows * self.columns * stored_bits(self.bits) // 8 + self.scales * FLOAT_BYTES + zeros
 
 
 @dataclass
@@ -90,6 +95,12 @@ def bits_of(part: Part, recipe: Recipe) -> Bits:
     return cast(Bits, recipe.head_bits if part == "head" else recipe.bits)
 
 
+def bits_for(name: str, recipe: Recipe) -> Bits:
+    """Bits that a recipe asks for in one parameter."""
+    places = [(len(place), bits) for place, bits in recipe.layer_bits if f"{name}.".startswith(f"{place}.")]
+    return cast(Bits, max(places)[1]) if places else bits_of(part_of(name), recipe)
+
+
 def is_product(name: str, shape: Shape) -> bool:
     """Whether a parameter is a linear's weight or the embedding table; norms, biases and convolutions are not."""
     return name.endswith(".weight") and len(shape) == 2
@@ -97,7 +108,7 @@ def is_product(name: str, shape: Shape) -> bool:
 
 def matrix(name: str, shape: Shape, recipe: Recipe) -> Matrix | None:
     """The grid of a parameter; None where it stays in float."""
-    bits = bits_of(part_of(name), recipe)
+    bits = bits_for(name, recipe)
     if bits == 32 or not is_product(name, shape):
         return None
     rows, columns = shape
@@ -123,10 +134,15 @@ def _exception(name: str, shape: Shape, grid: Matrix | None, recipe: Recipe) -> 
     """Why a weight got another format than its part's; None where it did not."""
     path, _, kind = name.rpartition(".")
     sizes = "x".join(map(str, shape))
+    bits, whole = bits_for(name, recipe), bits_of(part_of(name), recipe)
+    asked = "as --layer-bits says"
     if grid is None:
-        convolution = len(shape) == 4 and kind == "weight" and bits_of(part_of(name), recipe) < 32
+        if is_product(name, shape) and bits != whole:
+            return f"{re.sub(r'[0-9]+', '*', path)} {sizes}: float, {asked}"
+        convolution = len(shape) == 4 and kind == "weight" and bits < 32
         return f"{path.rpartition('.')[2]} {sizes}: float, a convolution" if convolution else None
-    bits = bits_of(part_of(name), recipe)
+    if bits != whole:
+        return f"{re.sub(r'[0-9]+', '*', path)} {sizes}: {grid.bits} bits, {asked}"
     if bits == 8 or (grid.bits, grid.group) == (bits, recipe.group):
         return None
     form = f"groups of {grid.group}" if grid.bits < 8 else "8 bits, a scale per row"
@@ -137,6 +153,7 @@ def _summary(part: Part, tally: _Tally, recipe: Recipe) -> PartQuantization:
     bits = bits_of(part, recipe)
     return PartQuantization(
         bits=bits,
+        stored_bits=4 if bits == 3 else None,
         group=recipe.group if bits < 8 else None,
         symmetric=bits != 2,
         parameters=tally.parameters,

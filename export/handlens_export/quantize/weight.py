@@ -11,6 +11,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from handlens_export.quantize.formats import stored_bits
+
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -34,10 +36,15 @@ class QuantizedWeight:
         return self.group == self.values.shape[1]
 
     @property
+    def stored_bits(self) -> int:
+        """Bits that a kernel takes each integer in."""
+        return stored_bits(self.bits)
+
+    @property
     def nbytes(self) -> int:
         """Packed integers, float32 scales, packed zero points."""
         count = self.values.numel()
-        packed = count * self.bits // 8 + self.scales.numel() * 4
+        packed = count * self.stored_bits // 8 + self.scales.numel() * 4
         return packed + (self.zeros.numel() * self.bits // 8 if self.zeros is not None else 0)
 
     def dequantize(self) -> Tensor:

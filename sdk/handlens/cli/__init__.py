@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from handlens import __version__
+from handlens.cli.advise import advise
 from handlens.cli.bench import bench
 from handlens.cli.cache import cache
 from handlens.cli.check import check
@@ -19,6 +20,7 @@ from handlens.cli.light import own_process
 from handlens.cli.plan import plan
 from handlens.cli.quiet import hush_libraries
 from handlens.cli.run import run
+from handlens.cli.sweep import sweep
 from handlens.cli.usage import Verb, Verbs
 
 app = typer.Typer(
@@ -31,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (init, plan, export, run, inspect, check, bench, cache):
+for verb in (init, plan, advise, sweep, export, run, inspect, check, bench, cache):
     app.command(cls=Verb)(verb)
 app.command("eval", cls=Verb)(evaluate)  # `eval` is Python's own word
 

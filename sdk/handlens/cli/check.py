@@ -46,13 +46,16 @@ def check(
     backend: Annotated[
         BackendChoice | None, typer.Option(help="Check this backend only.", show_default="all in the bundle")
     ] = None,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="With --against: what rounding each layer costs.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as one JSON object.")] = False,
 ) -> None:
     """Replay a bundle's recorded answers here, or compare it with its checkpoint.
 
     With --against it is stage by stage. The exit code is 1 if an answer or a stage departs.
     """
-    for hint, given in (("--image", image), ("--lora", lora)):
+    for hint, given in (("--image", image), ("--lora", lora), ("--sensitivity", sensitivity)):
         if given and against is None:
             raise typer.BadParameter("is compared with the checkpoint; give --against too.", param_hint=hint)
     from handlens import _api
@@ -63,7 +66,15 @@ def check(
         _tell(replay, as_json, _show_replay)
     else:
         with without_cpuinfo(), interruptible(), shown() as progress:
-            report = _api.check(bundle, against, images=image or (), lora=lora, backend=backend, progress=progress)
+            report = _api.check(
+                bundle,
+                against,
+                images=image or (),
+                lora=lora,
+                backend=backend,
+                sensitivity=sensitivity,
+                progress=progress,
+            )
         _tell(report, as_json, _show)
 
 
@@ -121,6 +132,10 @@ def _show(report: Report) -> None:
     console.print("What rounding costs: next token against the float checkpoint, no verdict", style="bold")
     console.print(_distances(report))
     console.print()
+    if report.sensitivities:
+        console.print("What each layer costs, alone rounded: divergence of the next token, in nats", style="bold")
+        console.print(_costs(report))
+        console.print()
     for backend in backends:
         stage = report.departs(backend)
         console.print(
@@ -145,6 +160,18 @@ def _stages(report: Report, backend: BackendChoice) -> Table:
 def _margin(found: Finding) -> float:
     """How far a finding is on the right side of its limit; below 0 where it departs."""
     return found.value - found.limit if found.measure == "cosine" else found.limit - found.value
+
+
+def _costs(report: Report) -> Table:
+    """A row a layer, and its share of the sum: what costs most is what is worth more bits (--layer-bits)."""
+    table = plain_table("layer", "attention", "mlp", "of all")
+    kl = {one.place: one.kl for one in report.sensitivities}
+    total = sum(kl.values()) or 1.0
+    layers = list(dict.fromkeys(place.rpartition(".")[0] for place in kl))
+    for layer in layers:
+        attention, mlp = kl[f"{layer}.attention"], kl[f"{layer}.mlp"]
+        add_row(table, layer, f"{attention:.2g}", f"{mlp:.2g}", f"{(attention + mlp) / total:.1%}")
+    return table
 
 
 def _distances(report: Report) -> Table:

@@ -14,15 +14,17 @@ from handlens.cli.outcome import answered, complain
 from handlens.cli.progress import duration, shown
 from handlens.cli.quiet import without_cpuinfo
 from handlens.cli.recipes import (
+    AutoBitsOption,
     BackendOption,
-    BitsOption,
     ChunkOption,
     ContextOption,
     EmbeddingBitsOption,
     GroupOption,
     HeadBitsOption,
     KVOption,
+    LayerBitsOption,
     MethodOption,
+    TargetBitsOption,
     VisionBitsOption,
     recipe_of,
 )
@@ -52,7 +54,9 @@ def export(
     rotate: Annotated[
         bool, typer.Option("--rotate", help="Spread outliers of single channels over all of them first.")
     ] = False,
-    bits: BitsOption = None,
+    bits: AutoBitsOption = None,
+    target_bits: TargetBitsOption = None,
+    layer_bits: LayerBitsOption = None,
     group: GroupOption = None,
     head_bits: HeadBitsOption = None,
     vision_bits: VisionBitsOption = None,
@@ -83,6 +87,11 @@ def export(
     """Turn a checkpoint into a bundle that a phone runs."""
     if gate_accuracy is not None and gate is None:
         raise typer.BadParameter("needs questions; give --gate too.", param_hint="--gate-accuracy")
+    auto = bits == "auto"
+    if bits is not None and not auto and not bits.isdecimal():
+        raise typer.BadParameter(f"'{bits}' is neither a number of bits nor auto.", param_hint="--bits")
+    if target_bits is not None and bits is not None:
+        raise typer.BadParameter("stands in place of --bits; give one of them.", param_hint="--target-bits")
     from handlens import _api
 
     _api.require_workstation("export")
@@ -93,7 +102,8 @@ def export(
         method=method,
         smooth=smooth,
         rotate=rotate,
-        bits=bits,
+        bits=None if bits is None or auto else int(bits),
+        layer_bits=layer_bits or (),
         group=group,
         head_bits=head_bits,
         vision_bits=vision_bits,
@@ -112,6 +122,7 @@ def export(
             recipe,
             lora=lora,
             calibration=calibration,
+            target_bits="auto" if auto else target_bits,
             gate=gate,
             gate_accuracy=Gate.accuracy if gate_accuracy is None else gate_accuracy,
             force=force,

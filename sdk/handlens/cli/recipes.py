@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
@@ -19,6 +20,30 @@ MethodOption = Annotated[
     typer.Option(help="How the decoder's weights are rounded: gptq and rsq take longest.", show_default="round"),
 ]
 BitsOption = Annotated[int | None, typer.Option(help="Bits of the decoder's linears.", show_default="4")]
+AutoBitsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N|auto",
+        help="Bits of the decoder's linears; auto: as few as the --gate lets pass.",
+        show_default="4",
+    ),
+]
+TargetBitsOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="BITS",
+        help="Bits a weight of the linears on average, in place of --bits: layers that need more get more.",
+        show_default=False,
+    ),
+]
+LayerBitsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="PLACE=BITS",
+        help="Other bits of a layer, its attention or mlp, or a linear: decoder.layers.0.mlp=8; repeatable.",
+        show_default=False,
+    ),
+]
 GroupOption = Annotated[int | None, typer.Option(help="Weights that share a scale.", show_default="32")]
 HeadBitsOption = Annotated[int | None, typer.Option(help="Bits of the output head.", show_default="8")]
 VisionBitsOption = Annotated[int | None, typer.Option(help="Bits of vision encoder and projector.", show_default="8")]
@@ -40,6 +65,7 @@ def recipe_of(
     smooth: bool = False,
     rotate: bool = False,
     bits: int | None,
+    layer_bits: Sequence[str] = (),
     group: int | None,
     head_bits: int | None,
     vision_bits: int | None,
@@ -59,6 +85,7 @@ def recipe_of(
         smooth=smooth,
         rotate=rotate,
         bits=default.bits if bits is None else bits,
+        layer_bits=tuple(map(_place_and_bits, layer_bits)),
         group=default.group if group is None else group,
         head_bits=default.head_bits if head_bits is None else head_bits,
         vision_bits=default.vision_bits if vision_bits is None else vision_bits,
@@ -68,6 +95,15 @@ def recipe_of(
         chunk=default.chunk if chunk is None else chunk,
         max_portable=default.max_portable if max_portable is None else max_portable,
     )
+
+
+def _place_and_bits(value: str) -> tuple[str, int]:
+    place, _, bits = value.rpartition("=")
+    if not place or not bits.isdecimal():
+        raise typer.BadParameter(
+            f"'{value}' is no place and its bits, such as decoder.layers.0.mlp=8.", param_hint="'--layer-bits'"
+        )
+    return place, int(bits)
 
 
 def backends(value: str) -> tuple[BackendChoice, ...]:

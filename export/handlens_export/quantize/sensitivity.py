@@ -1,0 +1,103 @@
+"""What each layer's attention and MLP cost when rounded: the whole network's answers with that part alone rounded,
+beside the float network's.
+
+    float rows ──layer i──▶ float rows ──layer i + 1──▶ …
+                └─ part rounded ─▶ a stream of its own ──layer i + 1──▶ … ──▶ its logits beside the float ones
+
+All streams go on together, so each layer's weights are read once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from handlens_export.network.config import NetworkConfig
+from handlens_export.network.load import Parameters
+from handlens_export.network.mapped import float_network
+from handlens_export.network.network import Network
+from handlens_export.network.rope import tables
+from handlens_export.quantize.float_layers import float_layer, linears, passed, set_weight
+
+PARTS = ("attention", "mlp")
+PROMPTS = 4
+"""Of a calibration set, spread over it: each takes two passes a layer through half of the network on average."""
+POSITIONS = 64
+"""Of each prompt, its last ones, whose next token is compared: behind a picture that is the question and the answer."""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """One layer's attention or MLP, alone rounded."""
+
+    place: str
+    """`decoder.layers.3.mlp`."""
+    kl: float
+    """Mean Kullback-Leibler divergence of the next token from the float network's, in nats."""
+    parameters: int
+    """Weights that were rounded."""
+
+    @property
+    def per_weight(self) -> float:
+        """What more bits for it are worth, for each weight that they are spent on."""
+        return self.kl / max(1, self.parameters)
+
+
+@torch.no_grad()
+def sensitivities(
+    parameters: Parameters,
+    config: NetworkConfig,
+    rounded: Callable[[str, Tensor], Tensor],
+    rows: Callable[[Network], Sequence[Tensor]],
+    progress: Callable[[float], None] = lambda share: None,
+) -> tuple[Sensitivity, ...]:
+    """In the order of the data's way. `rounded(name, weight)` is what rounding makes of a linear's weight, in float
+    again; `rows(network)` embeds the prompts, (1, t, width) each, PROMPTS of which are used. Raises CheckpointError.
+    """
+    network = float_network(parameters, config, 1)
+    exact = _spread(list(rows(network)))
+    network.decoder.cos, network.decoder.sin = tables(config.decoder, max(prompt.shape[1] for prompt in exact))
+    streams: dict[str, list[Tensor]] = {}
+    counts: dict[str, int] = {}
+    layers = config.decoder.layers
+    for index in range(layers):
+        layer = float_layer(parameters, config, index)
+        for place, hidden in streams.items():
+            streams[place] = [passed(layer, network, prompt) for prompt in hidden]
+        plain = {name: linear.weight for name, linear in linears(layer)}
+        for part in PARTS:
+            own = {name: weight for name, weight in plain.items() if name.startswith(part)}
+            for name, weight in own.items():
+                set_weight(layer, name, rounded(f"decoder.layers.{index}.{name}.weight", weight))
+            place = f"decoder.layers.{index}.{part}"
+            streams[place] = [passed(layer, network, prompt) for prompt in exact]
+            counts[place] = sum(weight.numel() for weight in own.values())
+            for name, weight in own.items():
+                set_weight(layer, name, weight)
+        exact = [passed(layer, network, prompt) for prompt in exact]
+        progress(((index + 1) / layers) ** 2)  # the streams grow in number
+    expected = [_next(network, prompt) for prompt in exact]
+    return tuple(
+        Sensitivity(place, _divergence(expected, [_next(network, prompt) for prompt in hidden]), counts[place])
+        for place, hidden in streams.items()
+    )
+
+
+def _spread(prompts: list[Tensor]) -> list[Tensor]:
+    """PROMPTS of them at even distances."""
+    count = min(PROMPTS, len(prompts))
+    return [prompts[index * len(prompts) // count] for index in range(count)]
+
+
+def _next(network: Network, rows: Tensor) -> Tensor:
+    """Log-probabilities (positions, vocab_size) of the next token at the last POSITIONS."""
+    out: Tensor = network.decoder.head(network.decoder.norm(rows[:, -POSITIONS:]))[0].log_softmax(-1)
+    return out
+
+
+def _divergence(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
+    each = [(p.exp() * (p - q)).sum(-1).double() for p, q in zip(expected, found, strict=True)]
+    return max(0.0, float(torch.cat(each).mean()))

@@ -1,0 +1,185 @@
+"""The sweep: the float network first, then each variant, quantized, tried and written down."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from handlens_export.checkpoint.read import read as read_checkpoint
+from handlens_export.describe import Plan, describe, plan
+from handlens_export.errors import TargetError, UnsupportedError
+from handlens_export.forecast.files import weight_bytes
+from handlens_export.gate import check_readable
+from handlens_export.measuring import calibration_of
+from handlens_export.network.load import Parameters
+from handlens_export.network.mapped import float_network
+from handlens_export.quantize.calibrated import CODE, Calibration, in_layers
+from handlens_export.quantize.calibration import content_of
+from handlens_export.quantize.formats import is_product, weigh
+from handlens_export.quantize.network import quantize_network
+from handlens_export.quantize.stages import code_version, stage_key
+from handlens_export.recipe import Recipe
+from handlens_export.stage_cache.store import StageCache
+from handlens_export.sweep.items import Item, answer_items, text_items
+from handlens_export.sweep.quality import Quality, quality
+from handlens_export.sweep.table import Row, Table, read
+from handlens_export.sweep.variants import Variant
+from handlens_export.transform.transformed import transformed
+from handlens_runtime.bundle import TOKENIZER
+from handlens_runtime.evaluation import QuestionSet, read_set
+from handlens_runtime.tokenizer import Tokenizer
+
+Progress = Callable[[str, float], None]
+FLOAT = "float"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What every variant is tried on: a text, questions, or both."""
+
+    text: Path | None = None
+    tokens: int = 2048
+    """Of the text, its first."""
+    questions: Path | None = None
+    limit: int = 100
+    """Questions, spread over kinds and groups."""
+
+    def __post_init__(self) -> None:
+        if self.text is None and self.questions is None:
+            raise UnsupportedError("Nothing was given to try the variants on; give --text, --questions or both.")
+        for flag, value in (("--tokens", self.tokens), ("--limit", self.limit)):
+            if value < 2:
+                raise UnsupportedError(f"{flag} is {value}, which tells nothing; give at least 2.")
+
+
+def sweep(
+    checkpoint: Path,
+    folder: Path,
+    wanted: Sequence[Variant],
+    asked: Asked,
+    *,
+    calibration: Path | None = None,
+    progress: Progress | None = None,
+) -> Table:
+    """Try each variant on a checkpoint folder or GGUF file; the table is written to `folder` row by row.
+
+    A row that is there from before is not measured again. Raises CheckpointError, UnsupportedError, CalibrationError,
+    EvaluationError, and TargetError where the folder holds a sweep of something else or cannot be written to.
+    """
+    report = progress or (lambda _stage, _share: None)
+    planned = plan(read_checkpoint(checkpoint), wanted[0].recipe)
+    parameters = Parameters(planned.checkpoint, planned.family, planned.config)
+    chosen = None
+    if asked.questions is not None:
+        chosen = read_set(asked.questions).spread(asked.limit)
+        check_readable(chosen, planned, "--questions")
+    manifest = describe(planned, wanted[0].recipe, weigh(parameters.shapes, wanted[0].recipe))
+    measured = calibration_of(calibration, planned, manifest)
+    table = _begun(folder, planned, parameters, asked, chosen, measured)
+    missing = [variant for variant in wanted if all(row.name != variant.name for row in table.rows)]
+    if not missing:
+        return _in_order(table, wanted)
+    items = list(_items(planned, parameters, asked, chosen))
+    steps = len(missing) + 1
+
+    def told(step: int, name: str, begin: float, end: float) -> Callable[[float], None]:
+        return lambda share: report(name, (step + begin + (end - begin) * share) / steps)
+
+    exact = quality(float_network(parameters, planned.config, planned.context), items, told(0, FLOAT, 0, 1))
+    if table.exact is None:
+        table.rows.append(_row(parameters, None, wanted[0].recipe, exact, exact, 0.0))
+        table.write(folder)
+    for step, variant in enumerate(missing, start=1):
+        name = variant.name
+        began = time.monotonic()
+        with StageCache() as kept:
+            source = transformed(parameters, planned.config, variant.recipe, kept, measured, told(step, name, 0, 0.3))
+            network, _ = quantize_network(
+                source, planned.config, variant.recipe, planned.context, told(step, name, 0.3, 0.8), kept, measured
+            )
+            taken = time.monotonic() - began
+            found = quality(network, items, told(step, name, 0.8, 1))
+            del network
+        table.rows.append(_row(parameters, variant, variant.recipe, found, exact, taken))
+        table.write(folder)
+    return _in_order(table, wanted)
+
+
+def _begun(
+    folder: Path,
+    planned: Plan,
+    parameters: Parameters,
+    asked: Asked,
+    chosen: QuestionSet | None,
+    calibration: Calibration,
+) -> Table:
+    """An earlier table of the same, or an empty one."""
+    state = [
+        code_version((*CODE, "sweep/*.py")),
+        stage_key(parameters, parameters.shapes, Recipe()),
+        [calibration.digest, calibration.state],
+        None if asked.text is None else [hashlib.sha256(content_of(asked.text)).hexdigest(), asked.tokens],
+        None if chosen is None else [chosen.sha256, asked.limit],
+        planned.context,
+    ]
+    inputs = hashlib.sha256(json.dumps(state).encode()).hexdigest()
+    found = read(folder)
+    if found is not None and found.inputs != inputs:
+        raise TargetError(
+            f"{folder} holds a sweep of another checkpoint, text, set or HandLens; choose another folder with -o, or "
+            "remove it."
+        )
+    weights = sum(prod(shape) for name, shape in parameters.shapes.items() if in_layers(name))
+    return found or Table(str(planned.checkpoint.path), inputs, weights)
+
+
+def _items(planned: Plan, parameters: Parameters, asked: Asked, chosen: QuestionSet | None) -> Iterator[Item]:
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / TOKENIZER
+        file.write_text(planned.checkpoint.tokenizer_json, encoding="utf-8")
+        tokenizer = Tokenizer(file)
+    if asked.text is not None:
+        text = content_of(asked.text).decode()
+        yield from text_items(text, tokenizer, asked.tokens, planned.context, planned.bos_id)
+    if chosen is not None:
+        recipe = Recipe(context=planned.context)
+        manifest = describe(planned, recipe, weigh(parameters.shapes, recipe))
+        yield from answer_items(chosen, manifest, tokenizer)
+
+
+def _row(
+    parameters: Parameters, variant: Variant | None, recipe: Recipe, found: Quality, exact: Quality, seconds: float
+) -> Row:
+    backend = recipe.backends[0]
+    linears = {name: shape for name, shape in parameters.shapes.items() if in_layers(name) and is_product(name, shape)}
+    count = sum(map(prod, linears.values()))
+    if variant is None:
+        size, name, method, bits, group = 4 * count, FLOAT, FLOAT, 32, None
+    else:
+        size = sum(weight_bytes(linears, recipe, backend).values())
+        name, method, bits, group = variant.name, variant.method, recipe.bits, variant.group
+    return Row(
+        name=name,
+        method=method,
+        bits=bits,
+        group=group,
+        bits_per_weight=round(8 * size / count, 3),
+        bytes=size,
+        perplexity=found.perplexity,
+        exact_match=found.exact_match,
+        kl=found.divergence(exact),
+        seconds=round(seconds, 1),
+    )
+
+
+def _in_order(table: Table, wanted: Sequence[Variant]) -> Table:
+    """The float network, then what was asked for, in its order; the file keeps the others, too."""
+    rows = {row.name: row for row in table.rows}
+    chosen = [rows[name] for name in (FLOAT, *(variant.name for variant in wanted))]
+    return Table(table.checkpoint, table.inputs, table.parameters, chosen)
