@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -173,3 +175,19 @@ def make_engine(make_folder):
         return engine
 
     return make
+
+
+@pytest.fixture
+def resident() -> Callable[[Path], int]:
+    """Bytes of this process's mappings of a file that are in memory."""
+
+    def measured(path: Path) -> int:
+        size, ours = 0, False
+        for line in Path("/proc/self/smaps").read_text().splitlines():
+            if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
+                ours = line.endswith(f" {path}")
+            elif ours and line.startswith("Rss:"):
+                size += 1024 * int(line.split()[1])
+        return size
+
+    return measured

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 
 import numpy as np
@@ -13,10 +14,11 @@ from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  regist
 from torch import nn
 from torch.export import Dim, export
 
+from handlens_runtime.backends import executorch
 from handlens_runtime.backends.executorch import load
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.errors import BackendError
-from handlens_runtime.manifest import BackendGraphs, Graph, Manifest, Quantization, Sizes
+from handlens_runtime.manifest import BackendGraphs, Graph, Manifest, PartQuantization, Quantization, Sizes
 
 WIDTH, VOCAB, CONTEXT, MAX_CHUNK, TILE = 8, 5, 12, 4, 4
 TABLE = np.random.default_rng(0).normal(size=(VOCAB, WIDTH)).astype(np.float32)
@@ -87,7 +89,8 @@ def bundle_of(path, decoder="text_decoder", embedding="token_embedding", vision=
     sizes = Sizes.model_construct(
         vocab_size=VOCAB, context=CONTEXT, max_chunk=MAX_CHUNK, layers=3, kv_heads=2, head_dim=8
     )
-    quantization = Quantization.model_construct(kv=kv)
+    table = PartQuantization(bits=32, group=None, parameters=TABLE.size, bytes=TABLE.nbytes)
+    quantization = Quantization.model_construct(kv=kv, parts={"embedding": table})
     manifest = Manifest.model_construct(
         sizes=sizes, quantization=quantization, backends={"executorch": graphs}, files={}
     )
@@ -106,6 +109,24 @@ def test_rows_decode_in_chunks_over_one_cache(program):
 def test_more_ids_than_a_chunk_are_embedded_in_parts(program):
     ids = np.arange(4 * MAX_CHUNK - 1) % VOCAB
     np.testing.assert_array_equal(load(bundle_of(program)).embed(ids), TABLE[ids])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_large_tables_pages_do_not_gather_in_memory(program, resident, monkeypatch):
+    ids = np.arange(5 * executorch.ROWS_HELD) % VOCAB
+    held = {}
+    for least in (executorch.LARGE_TABLE, TABLE.nbytes):
+        monkeypatch.setattr(executorch, "LARGE_TABLE", least)
+        backend = load(bundle_of(program))
+        if any(backend.warnings):
+            pytest.skip("without the native code, nothing is given back")
+        rows = backend.embed(ids)
+        held[least] = resident(program)
+        np.testing.assert_array_equal(rows, TABLE[ids])
+        expected = rows[:MAX_CHUNK].sum(axis=0) @ TABLE.T
+        np.testing.assert_allclose(backend.decode(rows[:MAX_CHUNK], 0), expected, rtol=1e-4, atol=1e-5)
+    small, large = held.values()
+    assert large == 0 < small
 
 
 def test_tiles_are_encoded_one_by_one(program):

@@ -95,19 +95,8 @@ def test_a_second_load_reads_what_the_first_kept(program, folder):
     assert answer(program) != expected(program)
 
 
-def resident(path: Path) -> int:
-    """Bytes of this process's mappings of a file that are in memory."""
-    size, ours = 0, False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if re.match(r"[0-9a-f]+-[0-9a-f]+ ", line):
-            ours = line.endswith(f" {path}")
-        elif ours and line.startswith("Rss:"):
-            size += 1024 * int(line.split()[1])
-    return size
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
-def test_weights_leave_memory_and_are_read_again(program, folder):
+def test_weights_leave_memory_and_are_read_again(program, folder, resident):
     sha256 = hashlib.sha256(program.read_bytes()).hexdigest()
     for state in ("packed by this load", "kept by an earlier one"):
         opened = open_program(program, sha256, ["forward"], [])

@@ -18,6 +18,12 @@ from handlens_runtime.pte import open_program
 
 logger = logging.getLogger(__name__)
 
+LARGE_TABLE = 64_000_000
+"""Bytes of an embedding table from which on its pages are given back: a system that holds the file in large pages maps
+2 MB of it around each row that is looked up, so that a prompt brings all of the table into memory."""
+ROWS_HELD = 16
+"""Rows that are looked up before they are."""
+
 
 def load(bundle: Bundle) -> Backend:
     """Load the bundle's .pte and its methods.
@@ -54,6 +60,10 @@ class ExecuTorchBackend:
                 self._program = open_program(path, sha256, methods, found)
             except LookupError as lacking:
                 raise BackendError(f"{path} lacks the method {lacking.args[0]}; export the checkpoint again.") from None
+        table = bundle.manifest.quantization.parts.get("embedding")
+        self._gives_back = self._embedding is not None and table is not None and table.bytes >= LARGE_TABLE
+        self._looked_up = 0
+        """Rows since pages of the table were given back."""
         self.warnings = tuple(found)
         for warning in found:
             logger.warning(warning)
@@ -83,9 +93,15 @@ class ExecuTorchBackend:
         """ids (t,) -> rows (t, width); the ids themselves where the program embeds inside."""
         if self._embedding is None:
             return ids.astype(np.int64)
-        limit = self._sizes.max_chunk
-        parts = [ids[i : i + limit].astype(np.int64) for i in range(0, len(ids), limit)]
-        rows = [self._run(self._embedding, "token embedding", [part[None]])[0][0] for part in parts]
+        limit = min(self._sizes.max_chunk, ROWS_HELD) if self._gives_back else self._sizes.max_chunk
+        rows = []
+        for begin in range(0, len(ids), limit):
+            part = ids[begin : begin + limit].astype(np.int64)
+            rows.append(self._run(self._embedding, "token embedding", [part[None]])[0][0])
+            self._looked_up += len(part)
+            if self._gives_back and self._looked_up >= ROWS_HELD:
+                self._program.give_back_file()
+                self._looked_up = 0
         return np.concatenate(rows)
 
     def decode(self, rows: Rows, position: int) -> Array:

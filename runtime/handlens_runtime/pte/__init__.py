@@ -40,6 +40,9 @@ class Program(Protocol):
         A pass after it takes longer by the time of a memory read of its weights, from the file where that is gone too.
         """
 
+    def give_back_file(self) -> None:
+        """The same for what is read from the program's own file, such as an embedding table; packed weights stay."""
+
     def run(self, method: str, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs of a loaded method, copied: the program writes its next ones into the same memory."""
 

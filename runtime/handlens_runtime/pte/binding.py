@@ -46,6 +46,9 @@ class BindingProgram:
     def give_back(self) -> None:
         """Does nothing: the binding packs weights in memory of its own."""
 
+    def give_back_file(self) -> None:
+        """Does nothing, likewise."""
+
     def run(self, method: str, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs of a loaded method, copied."""
         outputs = self._methods[method][0].execute([_tensor(array) for array in inputs])

@@ -100,6 +100,10 @@ class NativeProgram:
         """See `handlens_runtime.pte.Program`: for weights packed in memory, which are no file's, it does nothing."""
         give_back(self._mapped)
 
+    def give_back_file(self) -> None:
+        """See `handlens_runtime.pte.Program`."""
+        give_back([found for found in [identity(self._files[0])] if found is not None])
+
     def run(self, method: str, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """Outputs of a loaded method, copied. The inputs' memory is shared where they are dense."""
         arrays = [np.ascontiguousarray(array) for array in inputs]
