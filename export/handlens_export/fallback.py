@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 from handlens_export.errors import GateError, UnsupportedError
@@ -30,9 +29,12 @@ def export_until_passed(
 ) -> Manifest:
     """Export as `pipeline.export` does, with more bits for the layers that need them most until the gate passes.
 
-    Each try that fails is a sentence to `warn`. Layers whose bits do not change are not made again. Raises as `export`
+    Each try that fails is a sentence to `warn`. Layers that are rounded on their own, as by `round`, are not made again
+    where their bits do not change. Raises as `export`
     does; GateError where even eight bits answer too few questions.
     """
+    if recipe.layer_bits:
+        raise UnsupportedError("--bits auto chooses the bits of layers itself; leave out --layer-bits, or it.")
     if gate is None:
         raise UnsupportedError("--bits auto stops at what a gate lets pass; give its questions with --gate.")
     said: set[str] = set()
@@ -51,10 +53,10 @@ def export_until_passed(
             return export(
                 source,
                 target,
-                replace(recipe, bits=int(bits), layer_bits=()) if bits in (4, 8) else recipe,
+                recipe,
                 lora=lora,
                 calibration=calibration,
-                target_bits=None if bits in (4, 8) else bits,
+                target_bits=bits,
                 gate=gate,
                 force=force,
                 jobs=jobs,
@@ -64,5 +66,5 @@ def export_until_passed(
         except GateError as error:
             if bits == TRIED[-1]:
                 raise GateError(error.found, "eight bits are all there are: ask for less") from error
-            once(f"{error.found} with {bits:g} bits a weight; more are tried.")
+            once(f"With {bits:g} bits a weight: {error.found}; more are tried.")
     raise AssertionError("the last try returns or raises")

@@ -23,6 +23,7 @@ from handlens_export.measuring import calibration_of
 from handlens_export.network import decoding
 from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
+from handlens_export.quantize.calibrated import Calibration
 from handlens_export.quantize.calibration import calibration_rows
 from handlens_export.quantize.formats import weigh
 from handlens_export.quantize.kv_scales import Scales, calibrate, save_scales
@@ -133,7 +134,7 @@ def export(
         folder = work.enter_context(staged(target))
         (folder / TOKENIZER).write_text(planned.checkpoint.tokenizer_json, encoding="utf-8")
         tokenizer = Tokenizer(folder / TOKENIZER)
-        manifest = describe(planned, recipe, parts, measured.digest if measured else None)
+        manifest = describe(planned, recipe, parts, _digest(measured, recipe))
 
         def scaled(network: Network) -> tuple[Scales, ...]:
             scales = calibrate(network, calibration_rows(network, manifest, tokenizer))
@@ -166,6 +167,11 @@ def export(
         write_manifest(folder, manifest)
         stage.done("bundle")
     return manifest
+
+
+def _digest(measured: Calibration | None, recipe: Recipe) -> str | None:
+    """Of the set that something was measured on; whole networks of one format may not have needed it."""
+    return measured.digest if measured and (recipe.looks_at_activations or recipe.layer_bits) else None
 
 
 def _refuse_idle(calibration: Path | None, recipe: Recipe, target_bits: float | None) -> None:

@@ -20,7 +20,7 @@ rsq    GPTQ to tokens weighted by the attention that they get (RSQ, without its 
 METHODS: tuple[Method, ...] = get_args(Method)
 BITS: dict[BackendName, tuple[int, ...]] = {"executorch": (3, 4, 8, 32), "onnx": (2, 3, 4, 8, 32)}
 """Weight bits that each backend's kernels take, three of them stored as four; 32 leaves weights in float."""
-PLACE = re.compile(r"decoder\.layers\.(\d+)(\.attention(\.[qkvo]_proj)?|\.mlp(\.(gate|up|down)_proj)?)?")
+PLACE = re.compile(r"decoder\.layers\.(0|[1-9]\d*)(\.attention(\.[qkvo]_proj)?|\.mlp(\.(gate|up|down)_proj)?)?")
 """A decoder layer, its attention or MLP, or one linear of these."""
 
 

@@ -158,6 +158,7 @@ def sweep(
     *,
     calibration: StrPath | None = None,
     progress: Progress | None = None,
+    warn: Warn | None = None,
 ) -> Table:
     """Try quantizers on a checkpoint, each whole, beside the float network; the table is kept in `folder` row by row.
 
@@ -176,6 +177,7 @@ def sweep(
         asked,
         calibration=Path(calibration) if calibration else None,
         progress=progress,
+        warn=warn,
     )
 
 

@@ -205,17 +205,16 @@ def test_rows_of_one_direction_count_by_their_worst():
     assert _cosine(a[:2], a) == 0.0
 
 
-def test_what_each_layer_costs_is_told_with_the_bundles_own_weights(exported, tmp_path):
-    made = exported("bluelm_v")
+def test_what_each_layer_costs_is_told_with_the_bundles_own_weights(tiny_checkpoint, tmp_path):
+    checkpoint = tiny_checkpoint("bluelm_v", tmp_path / "checkpoint")
+    recipe = Recipe(backends=("onnx",), layer_bits=(("decoder.layers.0.mlp", 32),))
+    export(checkpoint, tmp_path / "bundle", recipe)
     shares: list[float] = []
-    report = check(
-        made.bundle, made.checkpoint, backend="onnx", sensitivity=True, progress=lambda _, share: shares.append(share)
-    )
-    layers = Bundle.load(made.bundle).manifest.sizes.layers
-    assert [one.place for one in report.sensitivities] == [
-        f"decoder.layers.{index}.{part}" for index in range(layers) for part in ("attention", "mlp")
-    ]
-    assert all(one.kl > 0 for one in report.sensitivities)
+    report = check(tmp_path / "bundle", checkpoint, sensitivity=True, progress=lambda _, share: shares.append(share))
+    layers = Bundle.load(tmp_path / "bundle").manifest.sizes.layers
+    costs = {one.place: one.kl for one in report.sensitivities}
+    assert list(costs) == [f"decoder.layers.{index}.{part}" for index in range(layers) for part in ("attention", "mlp")]
+    assert costs.pop("decoder.layers.0.mlp") == 0 < min(costs.values())
     assert len(report.to_json()["sensitivities"]) == 2 * layers
     assert shares == sorted(shares) and shares[-1] == 1
-    assert check(made.bundle, made.checkpoint, backend="onnx").sensitivities == ()
+    assert check(tmp_path / "bundle", checkpoint).sensitivities == ()

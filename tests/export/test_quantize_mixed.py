@@ -82,7 +82,7 @@ def test_a_manifest_says_what_got_other_bits(folder):
     )
     assert mixed.bytes > plain.bytes
     said = set(mixed.exceptions) - set(plain.exceptions)
-    assert len(said) == 3 and all("8 bits, as --layer-bits says" in line for line in said)
+    assert len(said) == 3 and all("8 bits, by the recipe's layer_bits" in line for line in said)
 
 
 def test_three_bits_are_stored_as_four(folder):
@@ -199,13 +199,13 @@ def test_bits_rise_until_the_gate_passes(folder, tmp_path, monkeypatch):
         progress=lambda stage, share: shares.append(share),
     )  # fmt: skip
     assert found == "manifest" and tried == [4, 4.5, 5.0]
-    failed = "The onnx program answers 1 of 9 questions with {} bits a weight; more are tried."
+    failed = "With {} bits a weight: The onnx program answers 1 of 9 questions; more are tried."
     assert said == [failed.format("4"), failed.format("4.5")]
     assert shares == sorted(shares)
 
 
 def test_a_gate_that_nothing_passes_is_a_sentence_and_no_bundle(folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(fallback, "TRIED", (4.0, 8.0))
+    monkeypatch.setattr(fallback, "TRIED", (4.0, 6.0))
     questions = tmp_path / "set.jsonl"
     questions.write_text(
         json.dumps({"image": None, "question": "Who?", "kind": "field", "answer": "nobody would say this"}) + "\n"

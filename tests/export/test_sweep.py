@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from math import exp
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import describe, plan
-from handlens_export.errors import CalibrationError, TargetError, UnsupportedError
+from handlens_export.errors import TargetError, UnsupportedError
 from handlens_export.network.load import Parameters
 from handlens_export.network.mapped import float_network
 from handlens_export.network.network import Network
@@ -25,6 +26,7 @@ from handlens_export.sweep.quality import quality
 from handlens_export.sweep.run import Asked, sweep
 from handlens_export.sweep.variants import variants
 from handlens_runtime.chat import Message
+from handlens_runtime.errors import EvaluationError
 from handlens_runtime.evaluation import QuestionSet, read_set
 from handlens_runtime.evaluation.scoring import exact_match
 from handlens_runtime.manifest import Manifest
@@ -44,6 +46,12 @@ def folder(tiny_checkpoint, tmp_path_factory):
 def text(tmp_path) -> Path:
     (tmp_path / "text.txt").write_text(TEXT)
     return tmp_path / "text.txt"
+
+
+@pytest.fixture
+def other(tmp_path) -> Path:
+    (tmp_path / "other.txt").write_text("Pack my box with five dozen liquor jugs, and sphinx of black quartz. " * 30)
+    return tmp_path / "other.txt"
 
 
 @cache
@@ -120,7 +128,30 @@ def test_right_answers_are_those_that_greedy_decoding_gives(tmp_path):
         assert right == float(exact_match(tokenizer.decode(ids), question.answer))
 
 
-def test_rows_come_in_order_and_a_stopped_sweep_goes_on(folder, text, tmp_path, monkeypatch):
+@pytest.mark.parametrize("family", ["smolvlm", "llama"])
+def test_an_answer_is_what_the_template_writes_behind_its_prompt(tiny_checkpoint, tmp_path, family):
+    """smolvlm writes a space before an answer: its model gives that too."""
+    _, manifest, tokenizer = prepared(tiny_checkpoint(family, tmp_path / family), tmp_path)
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({"image": None, "question": "Where?", "answer": "Paris", "kind": "place"}) + "\n")
+    (item,) = answer_items(read_set(path), manifest, tokenizer)
+    said = [Message("user", "Where?"), Message("assistant", "Paris")]
+    whole = prepare_prompt(manifest, tokenizer, said, answer=False).prompt.ids
+    begin = item.first + 1
+    assert tuple(item.expected.tolist()) == whole[begin : begin + len(item.expected)]
+    assert tokenizer.decode(item.expected.tolist()).strip() == "Paris"
+    assert int(item.expected[-1]) in item.stops
+
+
+def test_a_network_that_gives_no_numbers_is_no_good_one(folder, tmp_path):
+    network, manifest, tokenizer = prepared(folder, tmp_path)
+    items = list(text_items(TEXT, tokenizer, 60, manifest.sizes.context, None))
+    exact = quality(network, items, lambda share: None)
+    broken = replace(exact, distributions=exact.distributions * float("nan"))
+    assert broken.divergence(exact) == float("inf")
+
+
+def test_rows_come_in_order_and_a_stopped_sweep_goes_on(folder, text, other, tmp_path, monkeypatch):
     wanted = variants(["round", "gptq"], [4], [32, 64])
     asked = Asked(text=text, tokens=120)
     quantize = run.quantize_network
@@ -134,13 +165,13 @@ def test_rows_come_in_order_and_a_stopped_sweep_goes_on(folder, text, tmp_path, 
 
     monkeypatch.setattr(run, "quantize_network", stopping)
     with pytest.raises(KeyboardInterrupt):
-        sweep(folder, tmp_path / "out", wanted, asked, calibration=text)
+        sweep(folder, tmp_path / "out", wanted, asked, calibration=other)
     kept = json.loads((tmp_path / "out" / "sweep.json").read_text())["rows"]
     assert [row["name"] for row in kept] == ["float", wanted[0].name, wanted[1].name]
     monkeypatch.setattr(run, "quantize_network", quantize)
     shares: list[float] = []
     table = sweep(
-        folder, tmp_path / "out", wanted, asked, calibration=text, progress=lambda stage, share: shares.append(share)
+        folder, tmp_path / "out", wanted, asked, calibration=other, progress=lambda stage, share: shares.append(share)
     )
     assert [row.name for row in table.rows] == ["float", *(one.name for one in wanted)]
     assert [row.seconds for row in table.rows[:3]] == [row["seconds"] for row in kept]
@@ -149,7 +180,7 @@ def test_rows_come_in_order_and_a_stopped_sweep_goes_on(folder, text, tmp_path, 
     assert exact.kl == 0 < by_gptq.kl < rounded.kl
     assert 4.25 <= in_64s.bits_per_weight < rounded.bits_per_weight == 4.5
     monkeypatch.setattr(run, "float_network", None)  # nothing is computed where all rows are there
-    assert sweep(folder, tmp_path / "out", wanted, asked, calibration=text) == table
+    assert sweep(folder, tmp_path / "out", wanted, asked, calibration=other) == table
 
 
 def test_a_folder_with_another_sweep_is_left_as_it_is(folder, text, tmp_path):
@@ -169,6 +200,22 @@ def test_what_tells_nothing_is_refused(folder, text, tmp_path):
         Asked()
     with pytest.raises(UnsupportedError, match="--tokens is 1, which tells nothing"):
         Asked(text=text, tokens=1)
-    with pytest.raises(CalibrationError, match="cannot be read"):
-        sweep(folder, tmp_path / "out", variants(["round"], [4], [32]), Asked(text=tmp_path / "none.txt"))
+    wanted = variants(["round"], [4], [32])
+    with pytest.raises(EvaluationError, match="cannot be read"):
+        sweep(folder, tmp_path / "out", wanted, Asked(text=tmp_path / "none.txt"))
+    with pytest.raises(UnsupportedError, match="flatters the methods that look at activations"):
+        sweep(folder, tmp_path / "out", wanted, Asked(text=text), calibration=text)
+    questions = tmp_path / "set.jsonl"
+    questions.write_text(json.dumps({"image": None, "question": "Where?", "answer": "Paris", "kind": "place"}) + "\n")
+    with pytest.raises(UnsupportedError, match="is both what the variants are tried on and what activations"):
+        sweep(folder, tmp_path / "out", wanted, Asked(questions=questions), calibration=questions)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(TargetError, match="cannot be a folder"):
+        sweep(folder, text, variants(["round"], [4], [32]), Asked(text=text))
+
+
+def test_a_network_that_sees_the_answer_before_it_gives_it_is_refused(tiny_checkpoint, text, tmp_path):
+    whole = tiny_checkpoint("paligemma", tmp_path / "paligemma")
+    with pytest.raises(UnsupportedError, match="reads a prompt as a whole"):
+        sweep(whole, tmp_path / "out", variants(["round"], [4], [32]), Asked(text=text))
     assert not (tmp_path / "out").exists()

@@ -73,6 +73,15 @@ def test_what_makes_no_sense_is_one_sentence(runner: CliRunner, words: list[str]
     assert said in result.stderr and "Traceback" not in result.stderr
 
 
+def test_another_checkpoints_sweep_is_no_measurement_of_this_one(
+    runner: CliRunner, tiny_checkpoint: Callable[..., Path], swept: tuple[Path, str], tmp_path: Path
+) -> None:
+    other = tiny_checkpoint("gemma", tmp_path / "other")
+    result = runner.invoke(app, ["advise", str(other), "--trained-tokens", "1T", "--sweep", str(swept[0])])
+    assert result.exit_code == 2
+    assert "give the folder of its own" in result.stderr
+
+
 def test_a_folder_without_a_sweep_is_named(runner: CliRunner, checkpoint: Path, tmp_path: Path) -> None:
     words = ["advise", str(checkpoint), "--trained-tokens", "1T", "--sweep", str(tmp_path)]
     result = runner.invoke(app, words)

@@ -68,5 +68,7 @@ class Report:
             "departs": {name: self.departs(name) for name in names},
             "findings": [asdict(finding) for finding in self.findings],
             "distances": [{**asdict(one), "kl": one.kl if isfinite(one.kl) else None} for one in self.distances],
-            "sensitivities": [asdict(one) for one in self.sensitivities],
+            "sensitivities": [
+                {**asdict(one), "kl": one.kl if isfinite(one.kl) else None} for one in self.sensitivities
+            ],
         }

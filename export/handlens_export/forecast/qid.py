@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import exp, prod
+from math import exp, inf, prod
 
 from handlens_export.checkpoint.checkpoint import Checkpoint
 from handlens_export.describe import plan
@@ -22,6 +22,8 @@ K, OF_TOKENS, OF_PARAMETERS, OF_BITS = 0.017, 0.5251, 0.2261, 5.4967
 PARAMETERS = (160e6, 12e9)
 TOKENS = 300e9
 BITS = (2, 3, 4)
+LARGEST_LOSS = 700.0
+"""Nats a token whose exponential is a number still."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,7 @@ class Degradation:
     @property
     def perplexity_factor(self) -> float:
         """What the perplexity is multiplied by."""
-        return exp(self.loss)
+        return exp(self.loss) if self.loss < LARGEST_LOSS else inf
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from handlens_export.network.attention import CachedAttention
 from handlens_export.network.config import NetworkConfig
 from handlens_export.network.decoder import DecoderLayer
 from handlens_export.network.load import Parameters
+from handlens_export.network.mapped import MappedLinear
 from handlens_export.network.network import Network
+from handlens_export.quantize.weight import QuantizedLinear
 
 
 def float_layer(parameters: Parameters, config: NetworkConfig, index: int) -> DecoderLayer:
@@ -29,6 +31,23 @@ def passed(layer: DecoderLayer, network: Network, rows: Tensor) -> Tensor:
     cached = cast(CachedAttention, layer.attention.cached)
     cached.keys = cached.values = None
     return out
+
+
+def head_in_float(network: Network) -> nn.Module:
+    """The output head with its weight unpacked: it is asked many times, and is the largest matrix."""
+    head = network.decoder.head
+    match head:
+        case MappedLinear():
+            weight = head.read()
+        case QuantizedLinear():
+            weight = head.quantized.dequantize()
+        case _:
+            return head
+    held = nn.Linear(1, 1, bias=head.bias is not None, device="meta")
+    held.weight = nn.Parameter(weight, requires_grad=False)
+    if head.bias is not None:
+        held.bias = nn.Parameter(head.bias, requires_grad=False)
+    return held
 
 
 def linears(layer: DecoderLayer) -> Iterator[tuple[str, nn.Linear]]:

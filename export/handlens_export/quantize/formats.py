@@ -135,7 +135,7 @@ def _exception(name: str, shape: Shape, grid: Matrix | None, recipe: Recipe) -> 
     path, _, kind = name.rpartition(".")
     sizes = "x".join(map(str, shape))
     bits, whole = bits_for(name, recipe), bits_of(part_of(name), recipe)
-    asked = "as --layer-bits says"
+    asked = "by the recipe's layer_bits"
     if grid is None:
         if is_product(name, shape) and bits != whole:
             return f"{re.sub(r'[0-9]+', '*', path)} {sizes}: float, {asked}"

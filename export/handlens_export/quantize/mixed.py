@@ -17,7 +17,7 @@ from handlens_export.network.load import Parameters
 from handlens_export.quantize.calibrated import CODE, Calibration
 from handlens_export.quantize.formats import is_product, matrix, stored_bits
 from handlens_export.quantize.rounding import quantize
-from handlens_export.quantize.sensitivity import Sensitivity, sensitivities
+from handlens_export.quantize.sensitivity import PARTS, Sensitivity, sensitivities
 from handlens_export.quantize.stages import code_version, stage_key
 from handlens_export.recipe import BITS, Recipe
 from handlens_export.stage_cache.store import StageCache
@@ -84,20 +84,21 @@ def _measured(
     calibration: Calibration,
     progress: Callable[[float], None],
 ) -> tuple[Sensitivity, ...]:
-    key = ""
+    key, stage = "", None
     if kept.working:
         everything = stage_key(parameters, parameters.shapes, recipe)
         state = json.dumps(["sensitivity", code_version(CODE), calibration.digest, calibration.state, everything])
         key = hashlib.sha256(state.encode()).hexdigest()
         stage = kept.get(key)
-        if stage is not None:
-            return tuple(Sensitivity(place, float(kl), parameters_of(parameters, place)) for place, kl in stage.items())
 
     def rounded(name: str, weight: Tensor) -> Tensor:
         grid = matrix(name, parameters.shapes[name], recipe)
         return weight if grid is None else quantize(weight, grid.bits, grid.group).dequantize()
 
-    found = sensitivities(parameters, config, rounded, calibration.rows, progress)
-    stage = {one.place: torch.tensor([one.kl]) for one in found}
-    kept.put(key, stage, {"checkpoint": str(parameters.path.resolve()), "stage": "sensitivity"})
-    return found
+    if stage is None:
+        found = sensitivities(parameters, config, rounded, calibration.rows, progress)
+        stage = {one.place: torch.tensor([one.kl]) for one in found}
+        stage = kept.put(key, stage, {"checkpoint": str(parameters.path.resolve()), "stage": "sensitivity"})
+    # From what is kept, in one order: measured now or before, the same layers are chosen.
+    places = (f"decoder.layers.{index}.{part}" for index in range(config.decoder.layers) for part in PARTS)
+    return tuple(Sensitivity(place, float(stage[place]), parameters_of(parameters, place)) for place in places)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from handlens_export.network.load import Parameters
 from handlens_export.network.mapped import float_network
 from handlens_export.network.network import Network
 from handlens_export.network.rope import tables
-from handlens_export.quantize.float_layers import float_layer, linears, passed, set_weight
+from handlens_export.quantize.float_layers import float_layer, head_in_float, linears, passed, set_weight
 
 PARTS = ("attention", "mlp")
 PROMPTS = 4
@@ -36,7 +37,8 @@ class Sensitivity:
     place: str
     """`decoder.layers.3.mlp`."""
     kl: float
-    """Mean Kullback-Leibler divergence of the next token from the float network's, in nats."""
+    """Mean Kullback-Leibler divergence of the next token from the float network's, in nats; infinite where it gives no
+    numbers."""
     parameters: int
     """Weights that were rounded."""
 
@@ -79,10 +81,16 @@ def sensitivities(
                 set_weight(layer, name, weight)
         exact = [passed(layer, network, prompt) for prompt in exact]
         progress(((index + 1) / layers) ** 2)  # the streams grow in number
-    expected = [_next(network, prompt) for prompt in exact]
+    head = head_in_float(network)
+    # Where each token sees those behind it, only the last one's next token is not in sight already.
+    positions = POSITIONS if config.decoder.causal else 1
+
+    def following(prompts: Sequence[Tensor]) -> list[Tensor]:
+        return [head(network.decoder.norm(rows[:, -positions:]))[0].log_softmax(-1) for rows in prompts]
+
+    expected = following(exact)
     return tuple(
-        Sensitivity(place, _divergence(expected, [_next(network, prompt) for prompt in hidden]), counts[place])
-        for place, hidden in streams.items()
+        Sensitivity(place, _divergence(expected, following(hidden)), counts[place]) for place, hidden in streams.items()
     )
 
 
@@ -92,12 +100,7 @@ def _spread(prompts: list[Tensor]) -> list[Tensor]:
     return [prompts[index * len(prompts) // count] for index in range(count)]
 
 
-def _next(network: Network, rows: Tensor) -> Tensor:
-    """Log-probabilities (positions, vocab_size) of the next token at the last POSITIONS."""
-    out: Tensor = network.decoder.head(network.decoder.norm(rows[:, -POSITIONS:]))[0].log_softmax(-1)
-    return out
-
-
 def _divergence(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
     each = [(p.exp() * (p - q)).sum(-1).double() for p, q in zip(expected, found, strict=True)]
-    return max(0.0, float(torch.cat(each).mean()))
+    kl = float(torch.cat(each).mean())
+    return max(0.0, kl) if isfinite(kl) else inf

@@ -9,13 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from handlens_export.errors import CalibrationError
 from handlens_export.network.network import Network
 from handlens_export.prompt_rows import PreparedPrompt, embed, prepare_prompt
 from handlens_runtime.chat import Message
-from handlens_runtime.evaluation import QuestionSet
+from handlens_runtime.errors import EvaluationError
+from handlens_runtime.evaluation import Question, QuestionSet
 from handlens_runtime.golden.asking import DAY
 from handlens_runtime.manifest import Manifest
+from handlens_runtime.prompt import Key
 from handlens_runtime.tokenizer import Tokenizer
 
 WINDOW = 512
@@ -42,12 +43,12 @@ class Item:
 
 
 def text_items(text: str, tokenizer: Tokenizer, tokens: int, context: int, bos: int | None) -> Iterator[Item]:
-    """The first `tokens` tokens of a text in windows. Raises CalibrationError where there are too few for one."""
+    """The first `tokens` tokens of a text in windows. Raises EvaluationError where there are too few for one."""
     first = [] if bos is None else [bos]
     step = min(WINDOW, context) - len(first)
     ids = tokenizer.encode(text[: 16 * tokens])[:tokens]
     if len(ids) < 2:
-        raise CalibrationError("The text to predict has no two tokens; give a longer one.")
+        raise EvaluationError("The text to predict has no two tokens; give a longer one.")
     for begin in range(0, len(ids), step):
         window = torch.tensor([*first, *ids[begin : begin + step]])
         if len(window) > 1:
@@ -62,17 +63,56 @@ def answer_items(questions: QuestionSet, manifest: Manifest, tokenizer: Tokenize
     """
     stops = frozenset(manifest.chat.stop_ids)
     for question in questions.questions:
-        images = () if question.image is None else (question.image,)
-        asked = [Message("user", question.question, images=images)]
-        prompt = prepare_prompt(manifest, tokenizer, asked, now=lambda: DAY)
-        begin, ids = len(prompt.prompt.ids), [*tokenizer.encode(question.answer), manifest.chat.stop_ids[0]]
+        prompt = _asked(question, manifest, tokenizer, answered=False)
+        answered = _asked(question, manifest, tokenizer, answered=True) if manifest.chat.multi_turn else None
+        begin, ids = _answer(prompt.prompt.keys, answered.prompt.keys if answered else None, question, tokenizer, stops)
         if begin + len(ids) <= manifest.sizes.context:
-            answered = _with(prompt, ids[:-1])
-            yield Item("answer", _prepared(answered), begin - 1, torch.tensor(ids), stops)
+            yield Item(
+                "answer", _prepared(question, manifest, tokenizer, ids, begin), begin - 1, torch.tensor(ids), stops
+            )
 
 
-def _prepared(prompt: PreparedPrompt) -> Callable[[Network, Encoded], Tensor]:
-    return lambda network, encoded: embed(network, prompt, encoded=encoded)
+def _asked(question: Question, manifest: Manifest, tokenizer: Tokenizer, answered: bool) -> PreparedPrompt:
+    images = () if question.image is None else (question.image,)
+    said = [Message("user", question.question, images=images)]
+    if answered:
+        said.append(Message("assistant", question.answer))
+    return prepare_prompt(manifest, tokenizer, said, answer=not answered, now=lambda: DAY)
+
+
+def _answer(
+    prompt: Sequence[Key],
+    answered: Sequence[Key] | None,
+    question: Question,
+    tokenizer: Tokenizer,
+    stops: frozenset[int],
+) -> tuple[int, list[int]]:
+    """Where the answer begins, and its tokens: as the template writes an answer, with its space before it, say.
+
+    `answered` is the whole conversation, None where the template writes none; then the answer alone is taken.
+    """
+    if answered is None:
+        return len(prompt), [*tokenizer.encode(question.answer), *sorted(stops)[:1]]
+    same = (index for index, pair in enumerate(zip(prompt, answered, strict=False)) if pair[0] != pair[1])
+    begin = next(same, min(len(prompt), len(answered)))
+    ids = [key for key in answered[begin:] if isinstance(key, int)]
+    end = next((index for index, one in enumerate(ids) if one in stops), len(ids) - 1)
+    return begin, ids[: end + 1]
+
+
+def _prepared(
+    question: Question, manifest: Manifest, tokenizer: Tokenizer, ids: Sequence[int], begin: int
+) -> Callable[[Network, Encoded], Tensor]:
+    """Prepared anew at each call: the tiles of all questions' pictures at once would fill memory."""
+
+    def rows(network: Network, encoded: Encoded) -> Tensor:
+        prompt = _asked(question, manifest, tokenizer, answered=False)
+        plain = prompt.prompt
+        behind = ids[:-1]
+        whole = replace(plain, ids=(*plain.ids[:begin], *behind), keys=(*plain.keys[:begin], *behind))
+        return embed(network, replace(prompt, prompt=whole), encoded=encoded)
+
+    return rows
 
 
 def _embedded(ids: Tensor) -> Callable[[Network, Encoded], Tensor]:
@@ -81,9 +121,3 @@ def _embedded(ids: Tensor) -> Callable[[Network, Encoded], Tensor]:
         return out
 
     return rows
-
-
-def _with(prompt: PreparedPrompt, ids: Sequence[int]) -> PreparedPrompt:
-    """The prompt with tokens behind it."""
-    plain = prompt.prompt
-    return replace(prompt, prompt=replace(plain, ids=(*plain.ids, *ids), keys=(*plain.keys, *ids)))

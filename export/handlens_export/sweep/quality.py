@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, inf, isfinite
 
 import torch
 from torch import Tensor
 
 from handlens_export.network.network import Network
-from handlens_export.quantize.float_layers import passed
+from handlens_export.quantize.float_layers import head_in_float, passed
 from handlens_export.quantize.weight import in_float
 from handlens_export.sweep.items import Encoded, Item
 
+LARGEST_LOSS = 700.0
+"""Nats a token whose exponential is a number still."""
 COMPARED = 256
 """Positions, spread over all, whose whole distribution is compared: each is a row as long as the vocabulary."""
 
@@ -37,9 +39,10 @@ class Quality:
         return sum(self.right) / len(self.right) if self.right else None
 
     def divergence(self, exact: Quality) -> float:
-        """Mean Kullback-Leibler divergence from the float network's, in nats."""
+        """Mean Kullback-Leibler divergence from the float network's, in nats; infinite where one gives no numbers."""
         p, q = exact.distributions, self.distributions
-        return max(0.0, float((p.exp() * (p - q)).sum(-1).double().mean()))
+        kl = float((p.exp() * (p - q)).sum(-1).double().mean())
+        return max(0.0, kl) if isfinite(kl) else inf
 
 
 @torch.no_grad()
@@ -62,15 +65,21 @@ def quality(network: Network, items: Sequence[Item], progress: Callable[[float],
         place += len(item.expected)
     progress(1.0)
     return Quality(
-        perplexity=exp(-scores / tokens) if tokens else None,
+        perplexity=_perplexity(-scores / tokens) if tokens else None,
         right=tuple(right),
         tokens_right=hits / answers if answers else None,
         distributions=torch.stack(kept),
     )
 
 
+def _perplexity(loss: float) -> float:
+    return exp(loss) if loss < LARGEST_LOSS else inf  # also where it is no number
+
+
 def _right(item: Item, best: Tensor) -> bool:
     """Whether the best tokens are the answer's, and then one that ends a turn."""
+    if not item.stops:
+        return torch.equal(best, item.expected)
     return torch.equal(best[:-1], item.expected[:-1]) and int(best[-1]) in item.stops
 
 
@@ -80,6 +89,8 @@ def _log_probabilities(
     """Each item's (n, vocab_size) at the positions it asks about."""
     encoded: Encoded = {}
     hidden = [item.rows(network, encoded) for item in items]
+    encoded.clear()
+    head = head_in_float(network)
     layers = network.decoder.layers
     for index, layer in enumerate(layers):
         with in_float(layer):
@@ -87,4 +98,4 @@ def _log_probabilities(
         progress((index + 1) / (len(layers) + 1))
     for item, rows in zip(items, hidden, strict=True):
         asked = rows[:, item.first : item.first + len(item.expected)]
-        yield item, network.decoder.head(network.decoder.norm(asked))[0].log_softmax(-1)
+        yield item, head(network.decoder.norm(asked))[0].log_softmax(-1)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from math import prod
+from dataclasses import dataclass, replace
+from math import isfinite, prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,8 +21,9 @@ from handlens_export.gate import check_readable
 from handlens_export.measuring import calibration_of
 from handlens_export.network.load import Parameters
 from handlens_export.network.mapped import float_network
+from handlens_export.pipeline import TOO_FEW
 from handlens_export.quantize.calibrated import CODE, Calibration, in_layers
-from handlens_export.quantize.calibration import content_of
+from handlens_export.quantize.calibration import digest
 from handlens_export.quantize.formats import is_product, weigh
 from handlens_export.quantize.network import quantize_network
 from handlens_export.quantize.stages import code_version, stage_key
@@ -32,7 +35,9 @@ from handlens_export.sweep.table import Row, Table, read
 from handlens_export.sweep.variants import Variant
 from handlens_export.transform.transformed import transformed
 from handlens_runtime.bundle import TOKENIZER
+from handlens_runtime.errors import EvaluationError
 from handlens_runtime.evaluation import QuestionSet, read_set
+from handlens_runtime.evaluation.perplexity import read_text
 from handlens_runtime.tokenizer import Tokenizer
 
 Progress = Callable[[str, float], None]
@@ -66,14 +71,21 @@ def sweep(
     *,
     calibration: Path | None = None,
     progress: Progress | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Table:
     """Try each variant on a checkpoint folder or GGUF file; the table is written to `folder` row by row.
 
-    A row that is there from before is not measured again. Raises CheckpointError, UnsupportedError, CalibrationError,
+    A row that is there from before is not measured again. What makes the table say less than it seems to goes to
+    `warn`; without one, to Python's `warnings`. Raises CheckpointError, UnsupportedError, CalibrationError,
     EvaluationError, and TargetError where the folder holds a sweep of something else or cannot be written to.
     """
-    report = progress or (lambda _stage, _share: None)
+    report, said = progress or (lambda _stage, _share: None), warn or warnings.warn
     planned = plan(read_checkpoint(checkpoint), wanted[0].recipe)
+    if not planned.config.decoder.causal:
+        raise UnsupportedError(
+            f"{checkpoint} reads a prompt as a whole, each token seeing those behind it, so that its answers cannot be "
+            "scored along the right ones; export it in each way, and compare the bundles with handlens eval."
+        )
     parameters = Parameters(planned.checkpoint, planned.family, planned.config)
     chosen = None
     if asked.questions is not None:
@@ -81,11 +93,26 @@ def sweep(
         check_readable(chosen, planned, "--questions")
     manifest = describe(planned, wanted[0].recipe, weigh(parameters.shapes, wanted[0].recipe))
     measured = calibration_of(calibration, planned, manifest)
-    table = _begun(folder, planned, parameters, asked, chosen, measured)
+    table = _begun(folder, planned, parameters, asked, measured, calibration, wanted[0].recipe.backends)
     missing = [variant for variant in wanted if all(row.name != variant.name for row in table.rows)]
     if not missing:
         return _in_order(table, wanted)
     items = list(_items(planned, parameters, asked, chosen))
+    counts = Counter(item.kind for item in items)
+    if chosen is not None and counts["answer"] < len(chosen.questions):
+        if not counts["answer"]:
+            raise EvaluationError(
+                f"No question of {chosen.path} fits into {planned.context} tokens with its picture and answer; give "
+                "questions with smaller pictures, or a text."
+            )
+        said(
+            f"{len(chosen.questions) - counts['answer']} of {len(chosen.questions)} questions do not fit into "
+            f"{planned.context} tokens with picture and answer, and were left out."
+        )
+    if calibration is None and any(variant.recipe.method in ("gptq", "rsq") for variant in missing):
+        said(TOO_FEW.format("gptq"))
+    table.tokens = sum(len(item.expected) for item in items if item.kind == "text")
+    table.questions = counts["answer"]
     steps = len(missing) + 1
 
     def told(step: int, name: str, begin: float, end: float) -> Callable[[float], None]:
@@ -116,17 +143,25 @@ def _begun(
     planned: Plan,
     parameters: Parameters,
     asked: Asked,
-    chosen: QuestionSet | None,
     calibration: Calibration,
+    calibration_path: Path | None,
+    backends: Sequence[str],
 ) -> Table:
     """An earlier table of the same, or an empty one."""
+    for tried in (asked.text, asked.questions):
+        if tried is not None and calibration_path is not None and tried.resolve() == calibration_path.resolve():
+            raise UnsupportedError(
+                f"{tried} is both what the variants are tried on and what activations are measured on, which flatters "
+                "the methods that look at activations; give another --calibration."
+            )
     state = [
         code_version((*CODE, "sweep/*.py")),
         stage_key(parameters, parameters.shapes, Recipe()),
         [calibration.digest, calibration.state],
-        None if asked.text is None else [hashlib.sha256(content_of(asked.text)).hexdigest(), asked.tokens],
-        None if chosen is None else [chosen.sha256, asked.limit],
+        None if asked.text is None else [read_text(asked.text)[1], asked.tokens],
+        None if asked.questions is None else [digest(asked.questions), asked.limit],
         planned.context,
+        backends,
     ]
     inputs = hashlib.sha256(json.dumps(state).encode()).hexdigest()
     found = read(folder)
@@ -135,6 +170,10 @@ def _begun(
             f"{folder} holds a sweep of another checkpoint, text, set or HandLens; choose another folder with -o, or "
             "remove it."
         )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise TargetError(f"{folder} cannot be a folder ({error.strerror}); choose another with -o.") from error
     weights = sum(prod(shape) for name, shape in parameters.shapes.items() if in_layers(name))
     return found or Table(str(planned.checkpoint.path), inputs, weights)
 
@@ -145,7 +184,7 @@ def _items(planned: Plan, parameters: Parameters, asked: Asked, chosen: Question
         file.write_text(planned.checkpoint.tokenizer_json, encoding="utf-8")
         tokenizer = Tokenizer(file)
     if asked.text is not None:
-        text = content_of(asked.text).decode()
+        text, _ = read_text(asked.text)
         yield from text_items(text, tokenizer, asked.tokens, planned.context, planned.bos_id)
     if chosen is not None:
         recipe = Recipe(context=planned.context)
@@ -171,15 +210,19 @@ def _row(
         group=group,
         bits_per_weight=round(8 * size / count, 3),
         bytes=size,
-        perplexity=found.perplexity,
+        perplexity=_number(found.perplexity),
         exact_match=found.exact_match,
-        kl=found.divergence(exact),
+        kl=_number(found.divergence(exact)),
         seconds=round(seconds, 1),
     )
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and isfinite(value) else None
 
 
 def _in_order(table: Table, wanted: Sequence[Variant]) -> Table:
     """The float network, then what was asked for, in its order; the file keeps the others, too."""
     rows = {row.name: row for row in table.rows}
     chosen = [rows[name] for name in (FLOAT, *(variant.name for variant in wanted))]
-    return Table(table.checkpoint, table.inputs, table.parameters, chosen)
+    return replace(table, rows=chosen)

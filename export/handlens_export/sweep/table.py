@@ -27,8 +27,8 @@ class Row:
     """Of the decoder's weights there."""
     perplexity: float | None
     exact_match: float | None
-    kl: float
-    """Mean divergence of the next token from the float network's, in nats; 0 for that one."""
+    kl: float | None
+    """Mean divergence of the next token from the float network's, in nats; None for a network that gives no numbers."""
     seconds: float
     """To quantize; less where layers were kept from before."""
 
@@ -42,6 +42,10 @@ class Table:
     """sha256 over the checkpoint's weights, all that it was tried and measured on, and the code."""
     parameters: int
     """Of the decoder's layers: what the law of `advise` calls N."""
+    tokens: int = 0
+    """Of the text, that were predicted."""
+    questions: int = 0
+    """That were asked: those that fit into the context."""
     rows: list[Row] = field(default_factory=list)
 
     @property
@@ -54,10 +58,9 @@ class Table:
         return asdict(self)
 
     def write(self, folder: Path) -> None:
-        """Whole or not at all. Raises TargetError."""
+        """Whole or not at all, into a folder that exists. Raises TargetError."""
         part = folder / f".{FILE}.part"
         try:
-            folder.mkdir(parents=True, exist_ok=True)
             part.write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
             os.replace(part, folder / FILE)
         except OSError as error:

@@ -66,7 +66,7 @@ def shape_of(manifest: Manifest) -> Shape:
     # of it, and what norms and biases add is less than a block.
     mlp_width = (parts["decoder"].parameters // sizes.layers - attention) // (3 * sizes.width) // BLOCK * BLOCK
     embedding = parts["embedding"].bits
-    head = parts["head"].bits if "head" in parts else embedding
+    head = (parts["head"].stored_bits or parts["head"].bits) if "head" in parts else embedding
     bits = parts["decoder"].stored_bits or parts["decoder"].bits
     for name, found in (("decoder", bits), ("head", head), ("embedding", embedding)):
         if found == 2:

@@ -245,9 +245,12 @@ def _busy(load: float, cores: int) -> tuple[str, ...]:
 def _about_the_peer(bundle: Bundle) -> str:
     shape = gguf_twin.shape_of(bundle.manifest)
     kinds = {bits: gguf_twin.QUANTIZED[bits][0] if bits in gguf_twin.QUANTIZED else "F32" for bits in (4, 8, 32)}
+    mixed = ""
+    if bundle.manifest.quantization.recipe.layer_bits:
+        mixed = f"; here some layers have more or fewer than {shape.bits} bits, so that the two do not read as much"
     return (
         f"llama.cpp ran a file of the same shape and vocabulary with RANDOM weights, on which speed does not depend: "
-        f"layers {kinds[shape.bits]}, head {kinds[shape.head_bits]}, float16 cache, its own defaults otherwise."
+        f"layers {kinds[shape.bits]}, head {kinds[shape.head_bits]}, float16 cache, its own defaults otherwise{mixed}."
     )
 
 

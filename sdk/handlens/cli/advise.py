@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from math import log
+from math import isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -57,6 +57,11 @@ def advise(
         measured = read(sweep)
         if measured is None:
             raise TargetError(f"{sweep} holds no sweep; make one with handlens sweep {checkpoint} -o {sweep}.")
+        if measured.parameters != advice.parameters:
+            raise TargetError(
+                f"{sweep} holds a sweep of {measured.checkpoint}, whose layers have {measured.parameters} parameters "
+                f"where those of {checkpoint} have {advice.parameters}; give the folder of its own."
+            )
     if as_json:
         typer.echo(json.dumps(_as_json(advice, measured)))
         return
@@ -99,7 +104,7 @@ def _as_json(advice: Advice, measured: Table | None) -> dict[str, Any]:
             {
                 "bits": one.bits,
                 "loss_increase": one.loss,
-                "perplexity_factor": one.perplexity_factor,
+                "perplexity_factor": one.perplexity_factor if isfinite(one.perplexity_factor) else None,
                 "extrapolated": one.extrapolated,
                 "measured_increase": None if found is None else found[0],
                 "measured_by": None if found is None else found[1],

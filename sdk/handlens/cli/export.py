@@ -115,23 +115,25 @@ def export(
     )
     began = time.monotonic()
     warnings: list[str] = []
-    with without_cpuinfo(), interruptible(), shown() as progress:
-        manifest = _api.export(
-            checkpoint,
-            output,
-            recipe,
-            lora=lora,
-            calibration=calibration,
-            target_bits="auto" if auto else target_bits,
-            gate=gate,
-            gate_accuracy=Gate.accuracy if gate_accuracy is None else gate_accuracy,
-            force=force,
-            jobs=jobs,
-            progress=progress,
-            warn=warnings.append,
-        )
-    for warning in warnings:  # once the progress bar is gone
-        complain(warning)
+    try:
+        with without_cpuinfo(), interruptible(), shown() as progress:
+            manifest = _api.export(
+                checkpoint,
+                output,
+                recipe,
+                lora=lora,
+                calibration=calibration,
+                target_bits="auto" if auto else target_bits,
+                gate=gate,
+                gate_accuracy=Gate.accuracy if gate_accuracy is None else gate_accuracy,
+                force=force,
+                jobs=jobs,
+                progress=progress,
+                warn=warnings.append,
+            )
+    finally:
+        for warning in warnings:  # once the progress bar is gone
+            complain(warning)
     _report(output, manifest, time.monotonic() - began, warnings, as_json)
 
 

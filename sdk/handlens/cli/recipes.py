@@ -32,7 +32,7 @@ TargetBitsOption = Annotated[
     float | None,
     typer.Option(
         metavar="BITS",
-        help="Bits a weight of the linears on average, in place of --bits: layers that need more get more.",
+        help="Most bits a weight on average, scales apart, in place of --bits: layers that need more get more.",
         show_default=False,
     ),
 ]

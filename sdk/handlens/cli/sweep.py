@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from handlens.cli.interrupt import interruptible
-from handlens.cli.outcome import answered
+from handlens.cli.outcome import answered, complain
 from handlens.cli.progress import duration, shown
 from handlens.cli.quiet import without_cpuinfo
 from handlens.cli.recipes import BackendOption, backends
@@ -65,8 +65,15 @@ def sweep(
     base = Recipe() if backend is None else Recipe(backends=backends(backend))
     wanted = variants(_words(methods), _numbers("--bits", bits), _numbers("--groups", groups), base)
     asked = Asked(text, tokens, questions, limit)
-    with without_cpuinfo(), interruptible(), shown() as progress:
-        table = _api.sweep(checkpoint, output, wanted, asked, calibration=calibration, progress=progress)
+    warnings: list[str] = []
+    try:
+        with without_cpuinfo(), interruptible(), shown() as progress:
+            table = _api.sweep(
+                checkpoint, output, wanted, asked, calibration=calibration, progress=progress, warn=warnings.append
+            )
+    finally:
+        for warning in warnings:  # once the progress bar is gone
+            complain(warning)
     from handlens.cli.sweep_bars import draw
 
     draw(table).save(output / PICTURE)
@@ -79,7 +86,9 @@ def sweep(
     if not console.is_terminal:
         console = Console(width=160)
     console.print(_table(table))
-    typer.echo(f"Kept in {output}, with a picture, {PICTURE}.")
+    typer.echo(
+        f"Tried on {table.tokens} tokens and {table.questions} questions; kept in {output}, with a picture, {PICTURE}."
+    )
 
 
 def _words(value: str) -> list[str]:
@@ -94,7 +103,9 @@ def _numbers(flag: str, value: str) -> list[int]:
 
 
 def _table(table: Table) -> RichTable:
-    shown_table = plain_table("method", "bits", "group", "bits a weight", "size", "perplexity", "right", "KL", "time")
+    shown_table = plain_table(
+        "method", "bits", "group", "bits a weight", "linears", "perplexity", "right", "KL", "time"
+    )
     for row in table.rows:
         add_row(
             shown_table,
@@ -105,7 +116,7 @@ def _table(table: Table) -> RichTable:
             size(row.bytes),
             "-" if row.perplexity is None else f"{row.perplexity:.3f}",
             "-" if row.exact_match is None else f"{row.exact_match:.1%}",
-            f"{row.kl:.4f}",
+            "no numbers" if row.kl is None else f"{row.kl:.4f}",
             "-" if row.bits == 32 else duration(row.seconds),
         )
     return shown_table

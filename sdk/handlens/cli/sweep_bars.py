@@ -26,7 +26,7 @@ def draw(table: Table) -> Image.Image:
     pen = ImageDraw.Draw(sheet)
     pen.text((MARGIN, MARGIN), "Divergence of the next token from the float network's, in nats", INK, bold)
     pen.text((MARGIN, MARGIN + 40), _float(table), INK, font)
-    longest = max((row.kl for row in rows), default=0.0) or 1.0
+    longest = max((row.kl for row in rows if row.kl is not None), default=0.0) or 1.0
     bottom = top + LINE * len(rows)
     for quarter in range(5):
         x = _x(quarter / 4)
@@ -37,13 +37,13 @@ def draw(table: Table) -> Image.Image:
         middle = place + THICK // 2
         pen.text((LABELS - 16, middle), row.name, INK, font, anchor="rm")
         colour = COLOURS[methods.index(row.method) % len(COLOURS)]
-        pen.rectangle((_x(0), place, _x(row.kl / longest), place + THICK), fill=colour)
+        pen.rectangle((_x(0), place, _x(1.0 if row.kl is None else row.kl / longest), place + THICK), fill=colour)
         pen.text((WIDTH - VALUES + 16, middle), _values(row), INK, font, anchor="lm")
     return sheet
 
 
 def _values(row: Row) -> str:
-    parts = [f"{row.kl:.3g}", f"{row.bits_per_weight:.2f} bits a weight"]
+    parts = ["no numbers" if row.kl is None else f"{row.kl:.3g}", f"{row.bits_per_weight:.2f} bits a weight"]
     if row.perplexity is not None:
         parts.append(f"ppl {row.perplexity:.2f}")
     if row.exact_match is not None:
