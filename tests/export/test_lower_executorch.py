@@ -59,7 +59,7 @@ def lowered(
         context=CONTEXT,
         max_chunk=MAX_CHUNK,
     )
-    quantization = Quantization.model_construct(kv=kv)
+    quantization = Quantization.model_construct(kv=kv, parts={})
     manifest = Manifest.model_construct(
         sizes=sizes, backends={"executorch": graphs}, quantization=quantization, files={}
     )
