@@ -42,3 +42,10 @@ def exported(
         return made
 
     return of
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A cache folder of the test's own, `cache` in its `tmp_path`, in which finished layers are kept."""
+    monkeypatch.setenv("HANDLENS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HANDLENS_CACHE_BYTES", "")

@@ -33,18 +33,14 @@ from handlens_export.stage_cache.store import StageCache
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.prompt import Prompt
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 GPTQ = Recipe(method="gptq")
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_checkpoint, tmp_path_factory):
     return tiny_checkpoint("bluelm_v", tmp_path_factory.mktemp("bluelm_v"))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HANDLENS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HANDLENS_CACHE_BYTES", "")
 
 
 def rows_of(network: Network, seed: int = 0) -> list[Tensor]:

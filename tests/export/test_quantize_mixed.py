@@ -28,18 +28,14 @@ from handlens_export.quantize.sensitivity import POSITIONS, Sensitivity, sensiti
 from handlens_export.recipe import Recipe
 from handlens_export.stage_cache.store import StageCache
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 ONNX = Recipe(backends=("onnx",))
 
 
 @pytest.fixture(scope="module")
 def folder(tiny_checkpoint, tmp_path_factory):
     return tiny_checkpoint("bluelm_v", tmp_path_factory.mktemp("bluelm_v"))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HANDLENS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HANDLENS_CACHE_BYTES", "")
 
 
 def parameters_of(folder: Path) -> Parameters:

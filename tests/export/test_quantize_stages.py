@@ -26,13 +26,9 @@ from handlens_export.recipe import Recipe
 from handlens_export.stage_cache.entries import about, entries, stage_folder
 from handlens_export.stage_cache.store import StageCache
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 KILLS = 8
-
-
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HANDLENS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HANDLENS_CACHE_BYTES", "")
 
 
 @pytest.fixture

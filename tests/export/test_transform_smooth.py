@@ -19,11 +19,7 @@ from handlens_export.stage_cache.store import StageCache
 from handlens_export.transform import smooth
 from handlens_export.transform.smooth import Smoothed, factors_of, smoothed
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("HANDLENS_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HANDLENS_CACHE_BYTES", "")
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def parameters_of(folder) -> tuple[Parameters, object]:
