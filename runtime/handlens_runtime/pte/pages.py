@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
 _MAPS = Path("/proc/self/maps")
@@ -29,9 +30,10 @@ def give_back(files: Collection[tuple[int, int]]) -> None:
         return
     libc = ctypes.CDLL(None)
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    known = cache(identity)  # a library has several mappings, and to ask for its identity takes longest
     for line in _MAPS.read_text(errors="replace").splitlines():
         fields = line.split(maxsplit=5)
         # A private mapping that can be written may hold what the file does not.
-        if len(fields) == 6 and not ("w" in fields[1] and "p" in fields[1]) and identity(fields[5]) in files:
+        if len(fields) == 6 and not ("w" in fields[1] and "p" in fields[1]) and known(fields[5]) in files:
             begin, end = (int(address, 16) for address in fields[0].split("-"))
             libc.madvise(begin, end - begin, mmap.MADV_DONTNEED)
