@@ -30,8 +30,7 @@ def export_until_passed(
     """Export as `pipeline.export` does, with more bits for the layers that need them most until the gate passes.
 
     Each try that fails is a sentence to `warn`. Layers that are rounded on their own, as by `round`, are not made again
-    where their bits do not change. Raises as `export`
-    does; GateError where even eight bits answer too few questions.
+    where their bits do not change. Raises as `export` does; GateError where even eight bits answer too few questions.
     """
     if recipe.layer_bits:
         raise UnsupportedError("--bits auto chooses the bits of layers itself; leave out --layer-bits, or it.")

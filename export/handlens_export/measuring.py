@@ -32,15 +32,20 @@ def calibration_of(path: Path | None, planned: Plan, manifest: Manifest) -> Cali
         check_readable(read_set(path), planned, "--calibration")
 
     def rows(network: Network) -> list[Tensor]:
-        with TemporaryDirectory() as folder:
-            file = Path(folder) / TOKENIZER
-            file.write_text(planned.checkpoint.tokenizer_json, encoding="utf-8")
-            tokenizer = Tokenizer(file)
+        tokenizer = tokenizer_of(planned)
         if path is None:
             return list(calibration_rows(network, manifest, tokenizer))
         return list(own_rows(path, network, manifest, tokenizer, planned.bos_id))
 
     return Calibration(digest(path), _state(planned, manifest), rows)
+
+
+def tokenizer_of(planned: Plan) -> Tokenizer:
+    """The one that a bundle of the checkpoint will have: the runtime's, which reads a file."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / TOKENIZER
+        file.write_text(planned.checkpoint.tokenizer_json, encoding="utf-8")
+        return Tokenizer(file)
 
 
 def _state(planned: Plan, manifest: Manifest) -> str:

@@ -25,7 +25,7 @@ from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
 from handlens_export.quantize.calibrated import Calibration
 from handlens_export.quantize.calibration import calibration_rows
-from handlens_export.quantize.formats import weigh
+from handlens_export.quantize.formats import Part, weigh
 from handlens_export.quantize.kv_scales import Scales, calibrate, save_scales
 from handlens_export.quantize.mixed import between, with_target
 from handlens_export.quantize.network import quantize_network
@@ -38,7 +38,7 @@ from handlens_export.transform.transformed import transformed
 from handlens_runtime.bundle import TOKENIZER, Bundle
 from handlens_runtime.evaluation import read_set
 from handlens_runtime.golden import record
-from handlens_runtime.manifest import BackendGraphs, BackendName, Manifest
+from handlens_runtime.manifest import BackendGraphs, BackendName, Manifest, PartQuantization
 from handlens_runtime.tokenizer import Tokenizer
 
 Progress = Callable[[str, float], None]
@@ -111,22 +111,7 @@ def export(
 
     with ExitStack() as work:
         kept = work.enter_context(StageCache())
-        begun = 0.0
-        if target_bits is not None:
-            assert measured is not None
-            begun = 0.3
-            told = stage.within("quantize", part=begun)
-            recipe = with_target(parameters, planned.config, recipe, target_bits, kept, measured, told)
-        searching = 0.5 * (1 - begun) if recipe.smooth else 0.0
-        network, parts = quantize_network(
-            transformed(parameters, planned.config, recipe, kept, measured, stage.within("quantize", begun, searching)),
-            planned.config,
-            recipe,
-            planned.context,
-            stage.within("quantize", begun + searching, 1 - begun - searching),
-            kept,
-            measured,
-        )
+        recipe, network, parts = _quantized(planned, parameters, recipe, target_bits, kept, measured, stage)
         if kept.refusal is not None:
             (warn or warnings.warn)(kept.refusal)
         stage.done("quantize")
@@ -172,6 +157,29 @@ def export(
 def _digest(measured: Calibration | None, recipe: Recipe) -> str | None:
     """Of the set that something was measured on; whole networks of one format may not have needed it."""
     return measured.digest if measured and (recipe.looks_at_activations or recipe.layer_bits) else None
+
+
+def _quantized(
+    planned: Plan,
+    parameters: Parameters,
+    recipe: Recipe,
+    target_bits: float | None,
+    kept: StageCache,
+    measured: Calibration | None,
+    stage: _Stages,
+) -> tuple[Recipe, Network, dict[Part, PartQuantization]]:
+    """Choose the bits of layers where a mean of them is asked for, transform, round; the recipe as it was settled."""
+    begun = 0.0
+    if target_bits is not None:
+        assert measured is not None, "a mean of bits needs a calibration set"
+        begun = 0.3
+        told = stage.within("quantize", part=begun)
+        recipe = with_target(parameters, planned.config, recipe, target_bits, kept, measured, told)
+    searching = 0.5 * (1 - begun) if recipe.smooth else 0.0
+    told = stage.within("quantize", begun, searching)
+    rewritten = transformed(parameters, planned.config, recipe, kept, measured, told)
+    told = stage.within("quantize", begun + searching, 1 - begun - searching)
+    return recipe, *quantize_network(rewritten, planned.config, recipe, planned.context, told, kept, measured)
 
 
 def _refuse_idle(calibration: Path | None, recipe: Recipe, target_bits: float | None) -> None:

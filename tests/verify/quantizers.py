@@ -29,7 +29,7 @@ from passages import handbook, novel, windows
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import Plan, describe, plan
 from handlens_export.forecast.files import weight_bytes
-from handlens_export.measuring import calibration_of
+from handlens_export.measuring import calibration_of, tokenizer_of
 from handlens_export.network.load import Parameters
 from handlens_export.network.mapped import float_network
 from handlens_export.network.network import Network
@@ -233,8 +233,7 @@ def _bits(path: Path) -> float:
 @torch.no_grad()
 def _rows(network: Network) -> list[torch.Tensor]:
     """SEQUENCES windows of WINDOW tokens, half of each text."""
-    with TemporaryDirectory() as folder:
-        tokenizer = Tokenizer(_tokenizer_file(folder))
+    tokenizer = tokenizer_of(_planned())
     rows, each = [], SEQUENCES // len(TEXTS)
     for text in TEXTS.values():
         ids = tokenizer.encode(text()[BEHIND : BEHIND + 8 * each * WINDOW])[: each * WINDOW]
@@ -403,10 +402,7 @@ def _reader() -> tuple[Plan, Parameters, Manifest, Tokenizer]:
     planned = plan(read(reading.CHECKPOINT), Recipe())
     parameters = Parameters(planned.checkpoint, planned.family, planned.config)
     manifest = describe(planned, Recipe(), weigh(parameters.shapes, Recipe()))
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / TOKENIZER
-        file.write_text(planned.checkpoint.tokenizer_json, encoding="utf-8")
-        return planned, parameters, manifest, Tokenizer(file)
+    return planned, parameters, manifest, tokenizer_of(planned)
 
 
 CASES: Cases = {

@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
 
 import torch
 from torch import Tensor
@@ -15,9 +14,9 @@ from handlens_export.errors import UnsupportedError
 from handlens_export.network.config import NetworkConfig
 from handlens_export.network.load import Parameters
 from handlens_export.quantize.calibrated import CODE, Calibration
-from handlens_export.quantize.formats import is_product, matrix, stored_bits
+from handlens_export.quantize.formats import matrix, stored_bits
 from handlens_export.quantize.rounding import quantize
-from handlens_export.quantize.sensitivity import PARTS, Sensitivity, sensitivities
+from handlens_export.quantize.sensitivity import Sensitivity, places, sensitivities, weights_of
 from handlens_export.quantize.stages import code_version, stage_key
 from handlens_export.recipe import BITS, Recipe
 from handlens_export.stage_cache.store import StageCache
@@ -70,12 +69,6 @@ def choose(found: Sequence[Sensitivity], target: float, low: int, high: int) -> 
     return [one.place for one in found if one.place in chosen]
 
 
-def parameters_of(parameters: Parameters, place: str) -> int:
-    """Weights of the linears of a layer, or of a part of it."""
-    shapes = ((name, shape) for name, shape in parameters.shapes.items() if name.startswith(f"{place}."))
-    return sum(prod(shape) for name, shape in shapes if is_product(name, shape))
-
-
 def _measured(
     parameters: Parameters,
     config: NetworkConfig,
@@ -100,5 +93,4 @@ def _measured(
         stage = {one.place: torch.tensor([one.kl]) for one in found}
         stage = kept.put(key, stage, {"checkpoint": str(parameters.path.resolve()), "stage": "sensitivity"})
     # From what is kept, in one order: measured now or before, the same layers are chosen.
-    places = (f"decoder.layers.{index}.{part}" for index in range(config.decoder.layers) for part in PARTS)
-    return tuple(Sensitivity(place, float(stage[place]), parameters_of(parameters, place)) for place in places)
+    return tuple(Sensitivity(place, float(stage[place]), weights_of(parameters, place)) for place in places(config))

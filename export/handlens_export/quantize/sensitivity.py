@@ -9,9 +9,9 @@ All streams go on together, so each layer's weights are read once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf, isfinite, prod
 
 import torch
 from torch import Tensor
@@ -22,6 +22,7 @@ from handlens_export.network.mapped import float_network
 from handlens_export.network.network import Network
 from handlens_export.network.rope import tables
 from handlens_export.quantize.float_layers import float_layer, head_in_float, linears, passed, set_weight
+from handlens_export.quantize.formats import is_product
 
 PARTS = ("attention", "mlp")
 PROMPTS = 4
@@ -56,14 +57,13 @@ def sensitivities(
     rows: Callable[[Network], Sequence[Tensor]],
     progress: Callable[[float], None] = lambda share: None,
 ) -> tuple[Sensitivity, ...]:
-    """In the order of the data's way. `rounded(name, weight)` is what rounding makes of a linear's weight, in float
+    """In the order of `places`. `rounded(name, weight)` is what rounding makes of a linear's weight, in float
     again; `rows(network)` embeds the prompts, (1, t, width) each, PROMPTS of which are used. Raises CheckpointError.
     """
     network = float_network(parameters, config, 1)
     exact = _spread(list(rows(network)))
     network.decoder.cos, network.decoder.sin = tables(config.decoder, max(prompt.shape[1] for prompt in exact))
     streams: dict[str, list[Tensor]] = {}
-    counts: dict[str, int] = {}
     layers = config.decoder.layers
     for index in range(layers):
         layer = float_layer(parameters, config, index)
@@ -74,9 +74,7 @@ def sensitivities(
             own = {name: weight for name, weight in plain.items() if name.startswith(part)}
             for name, weight in own.items():
                 set_weight(layer, name, rounded(f"decoder.layers.{index}.{name}.weight", weight))
-            place = f"decoder.layers.{index}.{part}"
-            streams[place] = [passed(layer, network, prompt) for prompt in exact]
-            counts[place] = sum(weight.numel() for weight in own.values())
+            streams[f"decoder.layers.{index}.{part}"] = [passed(layer, network, prompt) for prompt in exact]
             for name, weight in own.items():
                 set_weight(layer, name, weight)
         exact = [passed(layer, network, prompt) for prompt in exact]
@@ -85,22 +83,38 @@ def sensitivities(
     # Where each token sees those behind it, only the last one's next token is not in sight already.
     positions = POSITIONS if config.decoder.causal else 1
 
-    def following(prompts: Sequence[Tensor]) -> list[Tensor]:
-        return [head(network.decoder.norm(rows[:, -positions:]))[0].log_softmax(-1) for rows in prompts]
+    def following(prompts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([head(network.decoder.norm(rows[:, -positions:]))[0].log_softmax(-1) for rows in prompts])
 
     expected = following(exact)
     return tuple(
-        Sensitivity(place, _divergence(expected, following(hidden)), counts[place]) for place, hidden in streams.items()
+        Sensitivity(place, divergence(expected, following(streams[place])), weights_of(parameters, place))
+        for place in places(config)
     )
+
+
+def places(config: NetworkConfig) -> Iterator[str]:
+    """Each layer's attention and MLP, in the order of the data's way."""
+    for index in range(config.decoder.layers):
+        for part in PARTS:
+            yield f"decoder.layers.{index}.{part}"
+
+
+def weights_of(parameters: Parameters, place: str) -> int:
+    """Weights of the linears of a layer, or of a part of it."""
+    shapes = ((name, shape) for name, shape in parameters.shapes.items() if name.startswith(f"{place}."))
+    return sum(prod(shape) for name, shape in shapes if is_product(name, shape))
+
+
+def divergence(expected: Tensor, found: Tensor) -> float:
+    """Mean Kullback-Leibler divergence of log-probabilities (positions, vocab_size) from the expected ones, in nats;
+    infinite where one of them holds no numbers.
+    """
+    kl = float((expected.exp() * (expected - found)).sum(-1).double().mean())
+    return max(0.0, kl) if isfinite(kl) else inf
 
 
 def _spread(prompts: list[Tensor]) -> list[Tensor]:
     """PROMPTS of them at even distances."""
     count = min(PROMPTS, len(prompts))
     return [prompts[index * len(prompts) // count] for index in range(count)]
-
-
-def _divergence(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:
-    each = [(p.exp() * (p - q)).sum(-1).double() for p, q in zip(expected, found, strict=True)]
-    kl = float(torch.cat(each).mean())
-    return max(0.0, kl) if isfinite(kl) else inf

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -15,8 +16,9 @@ from handlens_runtime.chat import Message
 from handlens_runtime.errors import EvaluationError
 from handlens_runtime.evaluation import Question, QuestionSet
 from handlens_runtime.golden.asking import DAY
+from handlens_runtime.images.preprocess import Tiles
 from handlens_runtime.manifest import Manifest
-from handlens_runtime.prompt import Key
+from handlens_runtime.prompt import Key, Prompt
 from handlens_runtime.tokenizer import Tokenizer
 
 WINDOW = 512
@@ -67,9 +69,14 @@ def answer_items(questions: QuestionSet, manifest: Manifest, tokenizer: Tokenize
         answered = _asked(question, manifest, tokenizer, answered=True) if manifest.chat.multi_turn else None
         begin, ids = _answer(prompt.prompt.keys, answered.prompt.keys if answered else None, question, tokenizer, stops)
         if begin + len(ids) <= manifest.sizes.context:
-            yield Item(
-                "answer", _prepared(question, manifest, tokenizer, ids, begin), begin - 1, torch.tensor(ids), stops
-            )
+            before, behind = prompt.prompt, ids[:-1]
+            whole = replace(before, ids=(*before.ids[:begin], *behind), keys=(*before.keys[:begin], *behind))
+            again = partial(_tiles, question, manifest, tokenizer)
+            yield Item("answer", _rows(whole, again), begin - 1, torch.tensor(ids), stops)
+
+
+def _tiles(question: Question, manifest: Manifest, tokenizer: Tokenizer) -> dict[str, Tiles]:
+    return _asked(question, manifest, tokenizer, answered=False).tiles
 
 
 def _asked(question: Question, manifest: Manifest, tokenizer: Tokenizer, answered: bool) -> PreparedPrompt:
@@ -100,17 +107,13 @@ def _answer(
     return begin, ids[: end + 1]
 
 
-def _prepared(
-    question: Question, manifest: Manifest, tokenizer: Tokenizer, ids: Sequence[int], begin: int
-) -> Callable[[Network, Encoded], Tensor]:
-    """Prepared anew at each call: the tiles of all questions' pictures at once would fill memory."""
+def _rows(prompt: Prompt, tiles: Callable[[], dict[str, Tiles]]) -> Callable[[Network, Encoded], Tensor]:
+    """`tiles` cuts the prompt's pictures, again at each call: those of all questions at once would fill memory."""
 
     def rows(network: Network, encoded: Encoded) -> Tensor:
-        prompt = _asked(question, manifest, tokenizer, answered=False)
-        plain = prompt.prompt
-        behind = ids[:-1]
-        whole = replace(plain, ids=(*plain.ids[:begin], *behind), keys=(*plain.keys[:begin], *behind))
-        return embed(network, replace(prompt, prompt=whole), encoded=encoded)
+        seen = {key[0] for key in prompt.keys if isinstance(key, tuple)}
+        cut = {} if seen <= encoded.keys() else tiles()
+        return embed(network, PreparedPrompt(prompt, cut), encoded=encoded)
 
     return rows
 

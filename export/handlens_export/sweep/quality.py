@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from math import exp, inf, isfinite
+from math import exp, inf
 
 import torch
 from torch import Tensor
 
 from handlens_export.network.network import Network
 from handlens_export.quantize.float_layers import head_in_float, passed
+from handlens_export.quantize.sensitivity import divergence
 from handlens_export.quantize.weight import in_float
 from handlens_export.sweep.items import Encoded, Item
 
@@ -39,10 +40,8 @@ class Quality:
         return sum(self.right) / len(self.right) if self.right else None
 
     def divergence(self, exact: Quality) -> float:
-        """Mean Kullback-Leibler divergence from the float network's, in nats; infinite where one gives no numbers."""
-        p, q = exact.distributions, self.distributions
-        kl = float((p.exp() * (p - q)).sum(-1).double().mean())
-        return max(0.0, kl) if isfinite(kl) else inf
+        """From the float network's (see `sensitivity.divergence`)."""
+        return divergence(exact.distributions, self.distributions)
 
 
 @torch.no_grad()
@@ -77,8 +76,8 @@ def _perplexity(loss: float) -> float:
 
 
 def _right(item: Item, best: Tensor) -> bool:
-    """Whether the best tokens are the answer's, and then one that ends a turn."""
-    if not item.stops:
+    """Whether the best tokens are the answer's, and then any that ends a turn where one does."""
+    if int(item.expected[-1]) not in item.stops:
         return torch.equal(best, item.expected)
     return torch.equal(best[:-1], item.expected[:-1]) and int(best[-1]) in item.stops
 

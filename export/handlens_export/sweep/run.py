@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite, prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from handlens_export.checkpoint.read import read as read_checkpoint
 from handlens_export.describe import Plan, describe, plan
 from handlens_export.errors import TargetError, UnsupportedError
 from handlens_export.forecast.files import weight_bytes
 from handlens_export.gate import check_readable
-from handlens_export.measuring import calibration_of
+from handlens_export.measuring import calibration_of, tokenizer_of
 from handlens_export.network.load import Parameters
 from handlens_export.network.mapped import float_network
 from handlens_export.pipeline import TOO_FEW
@@ -34,11 +33,9 @@ from handlens_export.sweep.quality import Quality, quality
 from handlens_export.sweep.table import Row, Table, read
 from handlens_export.sweep.variants import Variant
 from handlens_export.transform.transformed import transformed
-from handlens_runtime.bundle import TOKENIZER
 from handlens_runtime.errors import EvaluationError
 from handlens_runtime.evaluation import QuestionSet, read_set
 from handlens_runtime.evaluation.perplexity import read_text
-from handlens_runtime.tokenizer import Tokenizer
 
 Progress = Callable[[str, float], None]
 FLOAT = "float"
@@ -179,10 +176,7 @@ def _begun(
 
 
 def _items(planned: Plan, parameters: Parameters, asked: Asked, chosen: QuestionSet | None) -> Iterator[Item]:
-    with TemporaryDirectory() as folder:
-        file = Path(folder) / TOKENIZER
-        file.write_text(planned.checkpoint.tokenizer_json, encoding="utf-8")
-        tokenizer = Tokenizer(file)
+    tokenizer = tokenizer_of(planned)
     if asked.text is not None:
         text, _ = read_text(asked.text)
         yield from text_items(text, tokenizer, asked.tokens, planned.context, planned.bos_id)

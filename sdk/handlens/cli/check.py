@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from math import isinf
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -166,11 +167,17 @@ def _costs(report: Report) -> Table:
     """A row a layer, and its share of the sum: what costs most is what is worth more bits (--layer-bits)."""
     table = plain_table("layer", "attention", "mlp", "of all")
     kl = {one.place: one.kl for one in report.sensitivities}
-    total = sum(kl.values()) or 1.0
+    total = sum(kl.values()) or 1.0  # infinite where a layer gives no numbers: all others are nothing beside it
     layers = list(dict.fromkeys(place.rpartition(".")[0] for place in kl))
     for layer in layers:
         attention, mlp = kl[f"{layer}.attention"], kl[f"{layer}.mlp"]
-        add_row(table, layer, f"{attention:.2g}", f"{mlp:.2g}", f"{(attention + mlp) / total:.1%}")
+        add_row(
+            table,
+            layer,
+            f"{attention:.2g}",
+            f"{mlp:.2g}",
+            "all" if isinf(attention + mlp) else f"{(attention + mlp) / total:.1%}",
+        )
     return table
 
 
