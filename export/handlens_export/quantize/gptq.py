@@ -26,46 +26,48 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int, act_order: bool
     and grids are chosen before the first: groups are then not rounded one after another.
     """
     rows, columns = weight.shape
-    w = weight.float().clone()
+    w = weight.float().T.contiguous()  # a column of the weight lies in one piece
     h = hessian.float().clone()
     dead = h.diagonal() == 0  # no input ever reached them: any weight does
     h[dead, dead] = 1.0
-    w[:, dead] = 0.0
+    w[dead] = 0.0
     importance = h.diagonal().clone()
     order = importance.argsort(descending=True) if act_order else torch.arange(columns)
-    w, h = w[:, order], h[order][:, order]
+    w, h = w[order], h[order][:, order]
     inverse = _inverse_factor(h)
     values = torch.empty_like(w)
-    scales = torch.empty(rows, columns // group)
-    zeros = torch.zeros(rows, columns // group) if bits == 2 else None
+    scales = torch.empty(columns // group, rows)
+    zeros = torch.zeros(columns // group, rows) if bits == 2 else None
     if act_order:
-        _fix(scales, zeros, slice(None), w[:, order.argsort()].view(rows, -1, group), bits, importance.view(-1, group))
+        ahead = w[order.argsort()].view(-1, group, rows)
+        _fix(scales, zeros, slice(None), ahead, bits, importance.view(-1, 1, group))
     for begin in range(0, columns, BLOCK):
         end = min(begin + BLOCK, columns)
-        block, errors = w[:, begin:end].clone(), torch.empty(rows, end - begin)
+        block, errors = w[begin:end].clone(), torch.empty(end - begin, rows)
         factor = inverse[begin:end, begin:end]
         for column in range(end - begin):
             at = int(order[begin + column]) // group
             if not act_order and (begin + column) % group == 0:
                 # A group wider than a block reaches into columns that have had the corrections of earlier blocks only.
-                ahead = torch.cat((block[:, column:], w[:, end : begin + column + group]), dim=1)[:, :group]
+                ahead = torch.cat((block[column:], w[end : begin + column + group]))[:group]
                 weights = importance[begin + column : begin + column + group]
-                _fix(scales, zeros, slice(at, at + 1), ahead[:, None], bits, weights)
-            one, offset = block[:, column], None if zeros is None else zeros[:, at]
-            near = snap(one, scales[:, at], offset, bits)
-            values[:, begin + column] = near
-            back = (near if offset is None else near - offset) * scales[:, at]
-            errors[:, column] = (one - back) / factor[column, column]
-            block[:, column:] -= errors[:, column, None] * factor[column, column:]
-        w[:, end:] -= errors @ inverse[begin:end, end:]
-    return on_grid([values[:, order.argsort()]], [scales], [zeros], bits, group)
+                _fix(scales, zeros, slice(at, at + 1), ahead[None], bits, weights)
+            one, offset = block[column], None if zeros is None else zeros[at]
+            near = snap(one, scales[at], offset, bits)
+            values[begin + column] = near
+            back = (near if offset is None else near - offset) * scales[at]
+            errors[column] = (one - back) / factor[column, column]
+            block[column:].addr_(factor[column, column:], errors[column], alpha=-1)
+        w[end:].addmm_(inverse[begin:end, end:].T, errors, alpha=-1)
+    offsets = None if zeros is None else zeros.T.contiguous()
+    return on_grid([values[order.argsort()].T.contiguous()], [scales.T.contiguous()], [offsets], bits, group)
 
 
 def _fix(scales: Tensor, zeros: Tensor | None, at: slice, groups: Tensor, bits: int, importance: Tensor) -> None:
-    """Choose the grids of some groups (rows, count, group)."""
-    scales[:, at], offsets = least_error(groups, bits, importance)
+    """Choose the grids of some groups (count, group, rows)."""
+    scales[at], offsets = least_error(groups.transpose(1, 2).contiguous(), bits, importance)
     if zeros is not None and offsets is not None:
-        zeros[:, at] = offsets
+        zeros[at] = offsets
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:

@@ -21,6 +21,9 @@ from handlens_export.quantize.rounding import quantize
 from handlens_export.quantize.weight import QuantizedWeight
 from handlens_export.recipe import Method
 
+STRIPS = 8
+"""A Hessian is summed in as many strips of rows, each from its diagonal on: the other half is the same."""
+
 
 @torch.no_grad()
 def quantize_layer(
@@ -74,9 +77,13 @@ def hessian(inputs: Iterable[Tensor], weights: Sequence[Tensor]) -> Tensor:
     total: Tensor | None = None
     for rows, weight in zip(inputs, weights, strict=True):
         x = rows[0] * weight.sqrt()[:, None]
-        total = x.T @ x if total is None else total.addmm_(x.T, x)
+        columns = x.shape[1]
+        total = torch.zeros(columns, columns) if total is None else total
+        for begin in range(0, columns, step := -(-columns // STRIPS)):
+            total[begin : begin + step, begin:].addmm_(x[:, begin : begin + step].T, x[:, begin:])
     if total is None:
         raise ValueError("calibration needs at least one prompt")
+    total = total.triu().add_(total.triu(1).T)
     if not bool(total.isfinite().all()):
         raise CheckpointError("Activations on the calibration set are no finite numbers; use another --method.")
     return total
