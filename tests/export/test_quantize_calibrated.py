@@ -13,7 +13,7 @@ from handlens_export.quantize.clip import SHRINKS, clip
 from handlens_export.quantize.formats import Matrix
 from handlens_export.quantize.gptq import DAMP, gptq
 from handlens_export.quantize.importance import LEAST, STRATEGIES, importance
-from handlens_export.quantize.layers import hessian, quantize_layer
+from handlens_export.quantize.layers import hessian, quantize_layer, squares
 from handlens_export.quantize.rounding import grid, quantize, snap
 
 ROWS, COLUMNS, GROUP = 12, 64, 32
@@ -208,5 +208,6 @@ def test_a_weighted_hessian_counts_tokens_by_their_weight() -> None:
     weights = torch.tensor([0.0, 1.0, 2.0, 0.5, 1.5])
     expected = sum(float(w) * torch.outer(x, x) for w, x in zip(weights, rows[0], strict=True))
     torch.testing.assert_close(hessian([rows], [weights]), expected)
+    torch.testing.assert_close(squares([rows], [weights]), expected.diagonal())
     with pytest.raises(ValueError, match="at least one prompt"):
         hessian([], [])

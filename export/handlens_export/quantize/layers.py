@@ -50,10 +50,10 @@ def quantize_layer(
         wanted = [name for name in names if name in grids]
         if not wanted:
             return
-        gram = None if method == "round" else hessian(inputs, weights)
+        seen = _needed(method, inputs, weights)
         for name in wanted:
             linear, form = cast(nn.Linear, layer.get_submodule(name)), grids[name]
-            found[name] = _rounded(linear.weight, gram, form, method)
+            found[name] = _rounded(linear.weight, seen, form, method)
             linear.weight = nn.Parameter(found[name].dequantize(), requires_grad=False)
 
     rounded([f"attention.{name}_proj" for name in "qkv"], (layer.attention_norm(rows) for rows in hidden))
@@ -84,16 +84,35 @@ def hessian(inputs: Iterable[Tensor], weights: Sequence[Tensor]) -> Tensor:
     if total is None:
         raise ValueError("calibration needs at least one prompt")
     total = total.triu().add_(total.triu(1).T)
-    if not bool(total.isfinite().all()):
+    return _finite(total)
+
+
+def squares(inputs: Iterable[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """The Hessian's diagonal (columns,). Raises CheckpointError where it is not finite."""
+    each = [rows[0].square().T @ weight for rows, weight in zip(inputs, weights, strict=True)]
+    return _finite(torch.stack(each).sum(0))
+
+
+def _finite(sums: Tensor) -> Tensor:
+    if not bool(sums.isfinite().all()):
         raise CheckpointError("Activations on the calibration set are no finite numbers; use another --method.")
-    return total
+    return sums
 
 
-def _rounded(weight: Tensor, gram: Tensor | None, form: Matrix, method: Method) -> QuantizedWeight:
-    if gram is None:
-        return quantize(weight, form.bits, form.group)
+def _needed(method: Method, inputs: Iterable[Tensor], weights: Sequence[Tensor]) -> Tensor | None:
+    """What a method looks at: the Hessian, its diagonal, or nothing."""
     match method:
+        case "round":
+            return None
         case "clip":
-            return clip(weight, form.bits, form.group, gram.diagonal())
+            return squares(inputs, weights)
         case _:
-            return gptq(weight, gram, form.bits, form.group)
+            return hessian(inputs, weights)
+
+
+def _rounded(weight: Tensor, seen: Tensor | None, form: Matrix, method: Method) -> QuantizedWeight:
+    if seen is None:
+        return quantize(weight, form.bits, form.group)
+    if method == "clip":
+        return clip(weight, form.bits, form.group, seen)
+    return gptq(weight, seen, form.bits, form.group)
