@@ -13,7 +13,8 @@ from handlens_export.describe import Plan
 from handlens_export.gate import check_readable
 from handlens_export.network.network import Network
 from handlens_export.quantize.calibrated import Calibration
-from handlens_export.quantize.calibration import LENGTH, calibration_rows, digest, own_rows
+from handlens_export.quantize.calibration import calibration_rows, digest, own_rows
+from handlens_export.recipe import LENGTH
 from handlens_runtime.bundle import TOKENIZER
 from handlens_runtime.evaluation import read_set
 from handlens_runtime.manifest import Manifest

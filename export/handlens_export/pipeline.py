@@ -15,7 +15,7 @@ from handlens_export.bundle import check_target, file_entries, staged, write_gol
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import KV_SCALES, Plan, describe, plan
 from handlens_export.errors import UnsupportedError
-from handlens_export.forecast.host import calibrating_seconds, cores, part_seconds
+from handlens_export.forecast.host import calibrating_seconds, cores, estimate_seconds, part_seconds
 from handlens_export.gate import Gate, check_readable, judge
 from handlens_export.lower.jobs import Job, run
 from handlens_export.lower.lowering import LoweringSpec, check_delegation, find
@@ -48,7 +48,7 @@ Warn = Callable[[str], None]
 """Called with one sentence for each thing that the checkpoint asks for and the bundle does not do."""
 
 SHARES = {"read": 0.01, "quantize": 0.08, "lower": 0.7, "record": 0.2, "bundle": 0.01}
-"""Of the time of an export, guessed from one of bluelm-v-3b for both backends; calibration is in `lower`."""
+"""Of the time of an export that looks at no activations, from one of bluelm-v-3b for both backends."""
 GATE_SHARE = 0.5
 """Of the time of an export with a gate; a guess, for its set may hold ten questions or ten thousand."""
 
@@ -102,6 +102,9 @@ def export(
     for sentence in decoding.warnings(planned.checkpoint):
         (warn or warnings.warn)(sentence)
     parameters = Parameters(planned.checkpoint, planned.family, planned.config)
+    stage.quantize_longer(
+        *estimate_seconds(planned.config, recipe, parameters.shapes, planned.context, jobs or cores())
+    )
     measured = None
     if recipe.looks_at_activations or target_bits is not None:
         measured = calibration_of(calibration, planned, describe(planned, recipe, weigh(parameters.shapes, recipe)))
@@ -269,6 +272,12 @@ class _Stages:
         self._shares = {"gate": GATE_SHARE, **{name: rest * share for name, share in SHARES.items()}}
         self._report = report
         self._before = 0.0
+
+    def quantize_longer(self, seconds: float, added: float) -> None:
+        """Before any stage is done: an export's time, and a method's that looks at activations in it."""
+        whole = sum(self._shares[name] for name in SHARES)
+        self._shares |= {name: self._shares[name] * (1 - added / seconds) for name in SHARES}
+        self._shares["quantize"] += whole * added / seconds
 
     def within(self, name: str, start: float = 0.0, part: float = 1.0) -> Callable[[float], None]:
         """A callback for the stage `name`, or for a part of it that begins at `start`."""

@@ -18,6 +18,8 @@ gptq   GPTQ: what rounding one weight does is made up for by those not rounded y
 rsq    GPTQ to tokens weighted by the attention that they get (RSQ, without its rotation)
 """
 METHODS: tuple[Method, ...] = get_args(Method)
+SEQUENCES, LENGTH = 64, 512
+"""Of a calibration set of the user's own: prompts, and tokens of each, at most."""
 BITS: dict[BackendName, tuple[int, ...]] = {"executorch": (3, 4, 8, 32), "onnx": (2, 3, 4, 8, 32)}
 """Weight bits that each backend's kernels take, three of them stored as four; 32 leaves weights in float."""
 PLACE = re.compile(r"decoder\.layers\.(0|[1-9]\d*)(\.attention(\.[qkvo]_proj)?|\.mlp(\.(gate|up|down)_proj)?)?")

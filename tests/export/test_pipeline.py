@@ -98,9 +98,15 @@ def test_a_bundle_is_whole_and_sealed(lowering, checkpoints, tmp_path):
     assert Bundle.load(tmp_path / "bundle").manifest == manifest
 
 
-def test_progress_grows_through_all_stages_to_the_whole(lowering, checkpoints, tmp_path):
+@pytest.mark.parametrize("method", ["round", "gptq"])
+def test_progress_grows_through_all_stages_to_the_whole(lowering, checkpoints, tmp_path, method):
     told = []
-    export(checkpoints("llama"), tmp_path / "b", Recipe(), progress=lambda stage, share: told.append((stage, share)))
+    export(
+        checkpoints("llama"),
+        tmp_path / "b",
+        Recipe(method=method),
+        progress=lambda stage, share: told.append((stage, share)),
+    )
     shares = [round(share, 9) for _, share in told]
     assert shares == sorted(shares) and shares[-1] == 1.0
     stages = list(dict.fromkeys(stage for stage, _ in told))

@@ -56,6 +56,19 @@ def test_tables_name_host_files_memory_and_speed(runner: CliRunner, checkpoint: 
     assert "tok/s" not in runner.invoke(app, ["plan", str(checkpoint)]).stdout
 
 
+def test_a_method_that_looks_at_activations_has_a_line_of_its_own(runner: CliRunner, checkpoint: Path) -> None:
+    words = ["plan", str(checkpoint), "--method", "rsq", "--smooth", "--rotate", "--layer-bits", "decoder.layers.0=8"]
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    assert "rsq and smoothing on a calibration set of 64 x" in result.stdout
+    assert "calibration set" not in runner.invoke(app, ["plan", str(checkpoint)]).stdout
+    sizes = [
+        json.loads(runner.invoke(app, ["plan", str(checkpoint), "--layer-bits", each, "--json"]).stdout)["bytes"]
+        for each in ("decoder.layers.0=4", "decoder.layers.0=8")
+    ]
+    assert sizes[0] < sizes[1]
+
+
 def test_a_limit_that_nothing_keeps_is_one_sentence(runner: CliRunner, checkpoint: Path) -> None:
     result = runner.invoke(app, ["plan", str(checkpoint), "--ram", "20kB"])
     assert (result.exit_code, result.stdout) == (2, "")

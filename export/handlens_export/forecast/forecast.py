@@ -143,7 +143,9 @@ def forecast(
         max_grid=_largest(planned.image),
         tiles=tiles,
         prompt_tokens=tokens,
-        host=estimate_host(planned.config, recipe, shapes, files, memory, cores() if can_fork() else 1),
+        host=estimate_host(
+            planned.config, recipe, shapes, files, memory, planned.context, cores() if can_fork() else 1
+        ),
         files=files,
         memory=memory,
         device=device,

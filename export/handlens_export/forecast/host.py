@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
+from handlens_export.forecast.calibrated import added_bytes, added_seconds
 from handlens_export.network.config import NetworkConfig
 from handlens_export.quantize.formats import Shape, part_of
 from handlens_export.recipe import Recipe
@@ -43,6 +44,8 @@ class Host:
     peak_bytes: int
     """Of all processes, file-backed pages of what they write and load included."""
     seconds: float
+    calibrated_seconds: float
+    """Of these, a method that looks at activations, on a full calibration set."""
     jobs: int
     """Parts that are lowered at once."""
 
@@ -53,17 +56,27 @@ def estimate_host(
     shapes: Mapping[str, Shape],
     files: Mapping[str, Mapping[str, int]],
     memory: MemoryEstimate,
+    context: int,
     jobs: int,
 ) -> Host:
     """Peak and time of `export` with this recipe; `files` as `forecast.files.bundle_files` gives them."""
-    decoder = sum(prod(shape) for name, shape in shapes.items() if part_of(name) == "decoder")
-    names = [(backend, part) for backend in recipe.backends for part in _parts(config, backend)]
-    times = sorted((part_seconds(*name, decoder, recipe.kv == "int8", config) for name in names), reverse=True)
-    seconds = BASE_SECONDS + sum(map(prod, shapes.values())) / ROUNDED_PER_SECOND + _together(times, jobs)
-    seconds += len(recipe.backends) * decoder / RECORDED_PER_SECOND
-    lowering = sorted((_part_bytes(*name, config, files) for name in names), reverse=True)
+    seconds, calibrated = estimate_seconds(config, recipe, shapes, context, jobs)
+    lowering = sorted((_part_bytes(*name, config, files) for name in _names(config, recipe)), reverse=True)
     peak = max(sum(lowering[:jobs]), *(_loaded(backend, files, memory) for backend in recipe.backends))
-    return Host(peak_bytes=LIBRARIES + peak, seconds=seconds, jobs=jobs)
+    peak = max(peak, added_bytes(config.decoder, recipe, shapes, context))
+    return Host(LIBRARIES + peak, seconds, calibrated, jobs)
+
+
+def estimate_seconds(
+    config: NetworkConfig, recipe: Recipe, shapes: Mapping[str, Shape], context: int, jobs: int
+) -> tuple[float, float]:
+    """Of an export, and of these what a method that looks at activations takes."""
+    decoder = sum(prod(shape) for name, shape in shapes.items() if part_of(name) == "decoder")
+    told = [part_seconds(*name, decoder, recipe.kv == "int8", config) for name in _names(config, recipe)]
+    seconds = BASE_SECONDS + sum(map(prod, shapes.values())) / ROUNDED_PER_SECOND
+    seconds += _together(sorted(told, reverse=True), jobs) + len(recipe.backends) * decoder / RECORDED_PER_SECOND
+    calibrated = added_seconds(config.decoder, recipe, shapes, context)
+    return seconds + calibrated, calibrated
 
 
 def part_seconds(backend: BackendName, part: str, parameters: int, int8_cache: bool, config: NetworkConfig) -> float:
@@ -86,6 +99,10 @@ def can_fork() -> bool:
 def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _names(config: NetworkConfig, recipe: Recipe) -> list[tuple[BackendName, str]]:
+    return [(backend, part) for backend in recipe.backends for part in _parts(config, backend)]
 
 
 def _parts(config: NetworkConfig, backend: BackendName) -> list[str]:

@@ -21,6 +21,7 @@ from handlens_export.errors import CalibrationError
 from handlens_export.network.network import Network
 from handlens_export.photographs import photographs
 from handlens_export.prompt_rows import PreparedPrompt, embed, prepare_prompt
+from handlens_export.recipe import LENGTH, SEQUENCES
 from handlens_runtime.chat import Message
 from handlens_runtime.evaluation import read_set
 from handlens_runtime.golden.asking import DAY
@@ -30,8 +31,6 @@ from handlens_runtime.tokenizer import Tokenizer
 PICTURES = 2
 CHARACTERS = 16
 """Of a text for each token wanted, at most: more are not even tokenized."""
-SEQUENCES, LENGTH = 64, 512
-"""Of the user's own set, in prompts and in tokens of each at most."""
 ROWS = 256
 """Of each prompt at most: with all tiles of two photographs, the full-size model's calibration took eight minutes."""
 TEXTS = (

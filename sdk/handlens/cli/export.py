@@ -24,6 +24,8 @@ from handlens.cli.recipes import (
     KVOption,
     LayerBitsOption,
     MethodOption,
+    RotateOption,
+    SmoothOption,
     TargetBitsOption,
     VisionBitsOption,
     recipe_of,
@@ -48,12 +50,8 @@ def export(
         Path | None,
         typer.Option(metavar="FILE", help="Text or questions (as in eval) to measure on.", show_default="a small set"),
     ] = None,
-    smooth: Annotated[
-        bool, typer.Option("--smooth", help="Move outliers of activations into the weights first.")
-    ] = False,
-    rotate: Annotated[
-        bool, typer.Option("--rotate", help="Spread outliers of single channels over all of them first.")
-    ] = False,
+    smooth: SmoothOption = False,
+    rotate: RotateOption = False,
     bits: AutoBitsOption = None,
     target_bits: TargetBitsOption = None,
     layer_bits: LayerBitsOption = None,

@@ -23,6 +23,10 @@ from handlens.cli.recipes import (
     GroupOption,
     HeadBitsOption,
     KVOption,
+    LayerBitsOption,
+    MethodOption,
+    RotateOption,
+    SmoothOption,
     VisionBitsOption,
     recipe_of,
 )
@@ -55,7 +59,11 @@ def plan(
         typer.Option(metavar="SECONDS", help="Most time from picture to first token.", show_default=False),
     ] = None,
     backend: BackendOption = None,
+    method: MethodOption = None,
+    smooth: SmoothOption = False,
+    rotate: RotateOption = False,
     bits: BitsOption = None,
+    layer_bits: LayerBitsOption = None,
     group: GroupOption = None,
     head_bits: HeadBitsOption = None,
     vision_bits: VisionBitsOption = None,
@@ -93,7 +101,11 @@ def plan(
     without_torch()
     recipe = recipe_of(
         backend=backend,
+        method=method,
+        smooth=smooth,
+        rotate=rotate,
         bits=bits,
+        layer_bits=layer_bits or (),
         group=group,
         head_bits=head_bits,
         vision_bits=vision_bits,
@@ -174,10 +186,17 @@ def page(found: Forecast) -> Iterator[tuple[str, Table]]:
 
 
 def _host(found: Forecast) -> Table:
+    from handlens_export.recipe import LENGTH, SEQUENCES
+
     table = plain_table("", "")
     table.show_header = False
     add_row(table, "export, peak memory", size(found.host.peak_bytes))
     add_row(table, f"export, time with --jobs {found.host.jobs}", duration(found.host.seconds))
+    if found.host.calibrated_seconds:
+        names: list[str] = [found.recipe.method] if found.recipe.method != "round" else []
+        names += ["smoothing"] if found.recipe.smooth else []
+        of = f"of it, {' and '.join(names)} on a calibration set of {SEQUENCES} x {min(LENGTH, found.context)} tokens"
+        add_row(table, of, duration(found.host.calibrated_seconds))
     add_row(table, "bundle", size(found.bytes))
     return table
 

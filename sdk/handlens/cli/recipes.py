@@ -19,6 +19,10 @@ MethodOption = Annotated[
     MethodChoice | None,
     typer.Option(help="How the decoder's weights are rounded: gptq and rsq take longest.", show_default="round"),
 ]
+SmoothOption = Annotated[bool, typer.Option("--smooth", help="Move outliers of activations into the weights first.")]
+RotateOption = Annotated[
+    bool, typer.Option("--rotate", help="Spread outliers of single channels over all of them first.")
+]
 BitsOption = Annotated[int | None, typer.Option(help="Bits of the decoder's linears.", show_default="4")]
 AutoBitsOption = Annotated[
     str | None,
