@@ -77,7 +77,7 @@ class DecoderMethod(nn.Module):
         config = self.decoder.config
         group = config.heads // config.kv_heads
         mask = causal_mask(self.positions, position, t, group) if config.causal else None
-        hidden = self.decoder(rows, Step(position, cos, sin, mask))
+        hidden = self.decoder(rows, Step(position, cos, sin, extra=mask))
         logits: Tensor = self.decoder.head(hidden[:, -1])
         return logits
 

@@ -84,7 +84,7 @@ class DecoderProgram(nn.Module):
         pairs = list(zip(past[::2], past[1::2], strict=True))
         cache = Cache(pairs, last=total - 1, total=total[0], cos=self.cos, sin=self.sin)
         at = torch.arange(t) + position
-        step = Step(position, self.cos[at], self.sin[at], cache)
+        step = Step(position, self.cos[at], self.sin[at], extra=cache)
         for layer in self.layers:
             rows = layer(rows, step)
         logits: Tensor = self.head(self.norm(rows[:, -1]))

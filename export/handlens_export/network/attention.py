@@ -26,6 +26,8 @@ class Step:
     cos: Tensor
     """(t, head_dim / 2) for these rows' positions."""
     sin: Tensor
+    prompt: bool = False
+    """Whether the rows are all of a prompt, of which sparse attention (`zipvl`) may leave some out."""
     extra: Any = None
     """For the backend's own leaves: past buffers, lengths."""
 

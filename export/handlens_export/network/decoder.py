@@ -115,6 +115,6 @@ class Decoder(nn.Module):
         out: Tensor = self.norm(rows)
         return out
 
-    def eager_step(self, t: int, position: int) -> Step:
-        """The step of t rows from `position`, outside any trace."""
-        return Step(position, self.cos[position : position + t], self.sin[position : position + t])
+    def eager_step(self, t: int, position: int, prompt: bool = False) -> Step:
+        """The step of t rows from `position`, outside any trace; `prompt` as in `Step`."""
+        return Step(position, self.cos[position : position + t], self.sin[position : position + t], prompt)

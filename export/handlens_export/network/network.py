@@ -30,9 +30,9 @@ class Network(nn.Module):
         rows: Tensor = self.projector(features)
         return rows, features
 
-    def logits(self, rows: Tensor, position: int = 0) -> Tensor:
-        """Rows (1, t, width) from `position` on -> logits of each, (1, t, vocab_size)."""
-        hidden = self.decoder(rows, self.decoder.eager_step(rows.shape[1], position))
+    def logits(self, rows: Tensor, position: int = 0, prompt: bool = False) -> Tensor:
+        """Rows (1, t, width) from `position` on -> logits of each, (1, t, vocab_size); `prompt` as in `Step`."""
+        hidden = self.decoder(rows, self.decoder.eager_step(rows.shape[1], position, prompt))
         out: Tensor = self.decoder.head(hidden)
         return out
 
