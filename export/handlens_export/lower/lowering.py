@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from handlens_export.errors import UnsupportedError
 from handlens_export.network.network import Network
+from handlens_export.network.zipvl import ZipVL
 from handlens_export.quantize.weight import shallow_copy
 from handlens_runtime.manifest import BackendGraphs, BackendName, KVFormat
 
@@ -33,6 +34,8 @@ class LoweringSpec:
     """Most tiles in one encoder pass (BlueLM-V-3B, section 3.3: 4 is best on its phone)."""
     kv_scales: tuple[tuple[NDArray[np.float32], NDArray[np.float32]], ...] | None = None
     """Static int8 scales per layer, keys then values, each (kv_heads, head_dim); for backends that need them."""
+    sparsity: ZipVL | None = None
+    """Where a prompt's tokens are chosen inside the decoder."""
 
 
 Progress = Callable[[float], None]

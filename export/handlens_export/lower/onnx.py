@@ -91,6 +91,25 @@ class DecoderProgram(nn.Module):
         return (logits, *(buffer for pair in cache.present for buffer in pair))
 
 
+class SparseDecoderProgram(DecoderProgram):
+    """The same with tokens chosen: `tau` float32 (1,) and `lengths` int32 (layers,), rows in each layer's cache, come
+    in; bool (layers, t) goes out, true for the rows that each layer kept.
+    """
+
+    def forward(  # type: ignore[override]
+        self, rows: Tensor, position: Tensor, tau: Tensor, lengths: Tensor, past: list[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """As `DecoderProgram.forward`; positions are those of the conversation, whatever was kept of it."""
+        pairs = list(zip(past[::2], past[1::2], strict=True))
+        cache = Cache(pairs, position, position, self.cos, self.sin, tau, lengths)
+        at = torch.arange(rows.shape[1]) + position
+        step = Step(position, self.cos[at], self.sin[at], extra=cache)
+        for layer in self.layers:
+            rows = layer(rows, step)
+        logits: Tensor = self.head(self.norm(rows[:, -1]))
+        return (logits, torch.stack(cache.kept), *(buffer for pair in cache.present for buffer in pair))
+
+
 @dataclass(frozen=True)
 class Program:
     """A program to trace: its module, its inputs with what varies in them, and its names."""
@@ -131,19 +150,21 @@ def vision_program(network: Network, spec: LoweringSpec) -> Program:
 
 def decoder_program(network: Network, spec: LoweringSpec) -> Program:
     """Layers, norm and head, for 1 to `max_chunk` rows at any position."""
-    module = DecoderProgram(network, spec.context)
+    sparse = spec.sparsity is not None
+    module = (SparseDecoderProgram if sparse else DecoderProgram)(network, spec.context)
     leaves = module.leaves()
     past = [torch.zeros(leaf.cache_shape, dtype=leaf.cache_dtype) for leaf in leaves for _ in "kv"]
     rows = torch.zeros(1, min(2, spec.max_chunk), network.config.decoder.width)
     varying = {1: Dim("tokens", min=1, max=spec.max_chunk)} if spec.max_chunk > 1 else {}
     names = [f"{part}_{i}" for i in range(len(leaves)) for part in ("key", "value")]
+    chosen = (torch.ones(1), torch.zeros(len(leaves), dtype=torch.int32)) if sparse else ()
     return Program(
         "decoder",
         module,
-        (rows, torch.zeros(1, dtype=torch.int32), past),
-        (varying, {}, [{} for _ in past]),
-        ("rows", "position", *(f"past_{name}" for name in names)),
-        ("logits", *(f"present_{name}" for name in names)),
+        (rows, torch.zeros(1, dtype=torch.int32), *chosen, past),
+        (varying, {}, *({} for _ in chosen), [{} for _ in past]),
+        ("rows", "position", *(("tau", "lengths") if sparse else ()), *(f"past_{name}" for name in names)),
+        ("logits", *(("kept",) if sparse else ()), *(f"present_{name}" for name in names)),
     )
 
 
@@ -166,7 +187,7 @@ def reference(network: Network, spec: LoweringSpec) -> Network:
     for index, layer in enumerate(network.decoder.layers):
         attention = cast(DecoderLayer, layer).attention
         scales = spec.kv_scales[index] if spec.kv == "int8" and spec.kv_scales is not None else None
-        attention.cached = GroupQueryAttention(attention, index, spec.context, scales)
+        attention.cached = GroupQueryAttention(attention, index, spec.context, scales, spec.sparsity)
     return network
 
 

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from handlens_export.lower.onnx_leaves import Attributes
+from handlens_export.lower.onnx_zipvl import Choice
 from handlens_export.memory import HEAD_DIM_MULTIPLE
 from handlens_export.network.attention import CachedAttention, Step, attend
 from handlens_export.network.decoder import Attention
 from handlens_export.network.rope import rotate
+from handlens_export.network.zipvl import ZipVL, chosen
 
 ROTARY_MULTIPLE = 16
 """The operator rotates only heads of such a size; others are rotated before it."""
@@ -39,8 +41,14 @@ class Cache:
     cos: Tensor
     """(context, head_dim / 2)."""
     sin: Tensor
+    tau: Tensor | None = None
+    """float32 (1,), where tokens are chosen: 1 or more keeps all of this step's."""
+    lengths: Tensor | None = None
+    """int32 (layers,), where tokens are chosen: rows in each layer's cache before this step's."""
     present: list[tuple[Tensor, Tensor]] = field(default_factory=list)
     """Filled by the leaves; ONNX Runtime writes them into the past buffers when both are bound to the same memory."""
+    kept: list[Tensor] = field(default_factory=list)
+    """Filled by the leaves where tokens are chosen: bool (t,), true for those kept."""
 
 
 class GroupQueryAttention(nn.Module):
@@ -55,6 +63,7 @@ class GroupQueryAttention(nn.Module):
         layer: int,
         context: int,
         kv_scales: tuple[NDArray[np.float32], NDArray[np.float32]] | None,
+        sparsity: ZipVL | None = None,
     ) -> None:
         """`kv_scales`: int8 scales of keys and values, each (kv_heads, head_dim); None leaves the cache in float."""
         super().__init__()
@@ -64,6 +73,9 @@ class GroupQueryAttention(nn.Module):
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
         self.causal, self.scale = attention.cached.causal, attention.cached.scale
         self.pad = -self.head_dim % HEAD_DIM_MULTIPLE
+        self.sparsity = sparsity
+        shape = (self.heads, self.kv_heads, self.scale, self.causal, context)
+        self.choice = None if sparsity is None else Choice(*shape)
         for name, index in (("k_scale", 0), ("v_scale", 1)):
             scale = None if kv_scales is None else torch.from_numpy(np.ascontiguousarray(kv_scales[index]))
             padded = None if scale is None else F.pad(scale.float(), (0, self.pad), value=1.0)
@@ -86,12 +98,25 @@ class GroupQueryAttention(nn.Module):
         if torch.compiler.is_exporting():
             return self._operator(q, k, v, step)
         q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
-        k, v = self._round(k, self.k_scale), self._round(v, self.v_scale)
+        kept = slice(None) if self.sparsity is None else self._kept(q, k, step)
+        k, v = self._round(k, self.k_scale)[:, kept], self._round(v, self.v_scale)[:, kept]
         if self.keys is not None and self.values is not None and step.position:
-            k = torch.cat((self.keys[:, : step.position], k), dim=1)
-            v = torch.cat((self.values[:, : step.position], v), dim=1)
+            before = step.position if self.sparsity is None else self.keys.shape[1]
+            k = torch.cat((self.keys[:, :before], k), dim=1)
+            v = torch.cat((self.values[:, :before], v), dim=1)
         self.keys, self.values = k, v
-        return attend(q, k, v, self.causal, self.scale)
+        attended = attend(q[:, kept], k, v, self.causal, self.scale)
+        if self.sparsity is None:
+            return attended
+        out = attended.new_zeros(1, q.shape[1], attended.shape[2])
+        out[:, kept] = attended
+        return out
+
+    def _kept(self, q: Tensor, k: Tensor, step: Step) -> Tensor:
+        """Of the eager forward, which has a whole prompt or single rows behind one, and cannot go back within it."""
+        assert self.sparsity is not None
+        whole = torch.arange(q.shape[1])
+        return chosen(q, k, self.causal, self.scale, self.sparsity.tau) if step.prompt else whole
 
     def _round(self, x: Tensor, scale: Tensor | None) -> Tensor:
         """x (1, t, kv_heads, d) on the cache's grid."""
@@ -102,9 +127,27 @@ class GroupQueryAttention(nn.Module):
 
     def _operator(self, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         cache: Cache = step.extra
-        rotary = self.head_dim % ROTARY_MULTIPLE == 0
+        # Of a first prompt the operator takes rows to be neighbours; what was chosen has gaps.
+        rotary = self.head_dim % ROTARY_MULTIPLE == 0 and self.choice is None
         if not rotary:
             q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+        if self.choice is None:
+            return self._attended(q, k, v, cache, cache.last, cache.total, rotary)
+        assert cache.tau is not None and cache.lengths is not None
+        kept = torch.cond(cache.tau[0] < 1, self.choice, _all_kept, (q, k, cache.tau))
+        cache.kept.append(kept)
+        places = torch.nonzero(kept)[:, 0]
+        torch._check(places.shape[0] >= 1)  # type: ignore[no-untyped-call]
+        torch._check(places.shape[0] <= q.shape[1])  # type: ignore[no-untyped-call]
+        total = cache.lengths[self.layer] + places.shape[0]
+        q_kept, k_kept, v_kept = (x.index_select(1, places) for x in (q, k, v))
+        last, total = (total - 1).reshape(1).to(torch.int32), total.to(torch.int32)
+        out = self._attended(q_kept, k_kept, v_kept, cache, last, total, rotary)
+        return torch.zeros(1, q.shape[1], out.shape[2]).index_copy(1, places, out)
+
+    def _attended(
+        self, q: Tensor, k: Tensor, v: Tensor, cache: Cache, last: Tensor, total: Tensor, rotary: bool
+    ) -> Tensor:
         q, k, v = (F.pad(x, (0, self.pad)).flatten(2) if self.pad else x.flatten(2) for x in (q, k, v))
         attributes: Attributes = {
             "num_heads": self.heads,
@@ -114,7 +157,7 @@ class GroupQueryAttention(nn.Module):
             "causal": int(self.causal),
         }
         tables = [cache.cos, cache.sin] if rotary else [None, None]
-        inputs = [q, k, v, *cache.past[self.layer], cache.last, cache.total, *tables]
+        inputs = [q, k, v, *cache.past[self.layer], last, total, *tables]
         if self.k_scale is not None:
             attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
             inputs += [None, None, None, self.k_scale, self.v_scale]
@@ -131,3 +174,7 @@ class GroupQueryAttention(nn.Module):
             out = out.view(1, -1, self.heads, self.head_dim + self.pad)[..., : self.head_dim].flatten(2)
         attended: Tensor = out
         return attended
+
+
+def _all_kept(q: Tensor, k: Tensor, tau: Tensor) -> Tensor:
+    return torch.ones(q.shape[1], dtype=torch.bool)

@@ -9,7 +9,7 @@ Probes are the last 64 rows and 64 others. Tokens that are not chosen get nothin
 residual stream carries them on, and the next layer chooses anew. The paper's second version drops them from the cache,
 its first keeps them there at 2 bits. What the paper leaves open is here: heads are averaged before tokens are chosen;
 the last token, which the answer is read from, is always chosen; and of a prompt behind an earlier one, its own tokens
-are chosen, by the attention that falls on them, and those kept before stay.
+are chosen, by what they attend to among themselves, and those kept before stay.
 """
 
 from __future__ import annotations
@@ -53,18 +53,22 @@ def probes(t: int) -> Tensor:
     """
     if t <= RECENT + OTHERS:
         return torch.arange(t)
-    inside = torch.rand(OTHERS, generator=torch.Generator().manual_seed(0))
-    others = ((torch.arange(OTHERS) + inside) * ((t - RECENT) / OTHERS)).long()
+    others = (inside_stretches() * ((t - RECENT) / OTHERS)).long()
     return torch.cat((others, torch.arange(t - RECENT, t)))
 
 
+def inside_stretches() -> Tensor:
+    """Where in each of OTHERS stretches of length 1 its probe lies, (OTHERS,)."""
+    return torch.arange(OTHERS) + torch.rand(OTHERS, generator=torch.Generator().manual_seed(0))
+
+
 def attention_of(q: Tensor, k: Tensor, rows: Tensor, causal: bool, scale: float) -> Tensor:
-    """Attention probabilities (probes, s), averaged over the heads, of the rows of q (1, t, heads, d) over k
-    (1, s, kv_heads, d), q's rows being the last t of s positions.
+    """Attention probabilities (probes, t), averaged over the heads, of `rows` of q (1, t, heads, d) over k
+    (1, t, kv_heads, d).
     """
-    t, s, heads = q.shape[1], k.shape[1], q.shape[2]
-    hidden = torch.arange(s) > (rows + s - t)[:, None]
-    total = torch.zeros(len(rows), s)
+    t, heads = q.shape[1], q.shape[2]
+    hidden = torch.arange(t) > rows[:, None]
+    total = torch.zeros(len(rows), t)
     for head in range(heads):  # one at a time: all of a long prompt's would fill memory
         scores = q[0, rows, head] @ k[0, :, head * k.shape[2] // heads].T * scale
         total += (scores.masked_fill(hidden, float("-inf")) if causal else scores).softmax(-1)
@@ -87,6 +91,12 @@ def choose(attention: Tensor, rows: Tensor, causal: bool, tau: float) -> Tensor:
     return normalized.topk(min(enough, t)).indices.sort().values
 
 
+def chosen(q: Tensor, k: Tensor, causal: bool, scale: float, tau: float) -> Tensor:
+    """Places of the chosen tokens of a prompt, q (1, t, heads, d) and k (1, t, kv_heads, d), both rotated."""
+    rows = probes(q.shape[1])
+    return choose(attention_of(q, k, rows, causal, scale), rows, causal, tau)
+
+
 class SparseAttention(CachedAttention):
     """Attention over a cache of the chosen tokens."""
 
@@ -104,7 +114,7 @@ class SparseAttention(CachedAttention):
         q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
         if not step.position or self.keys is None or self.values is None:
             self.keys, self.values, self._generated = k[:, :0], v[:, :0], []
-        kept = self.chosen(q, torch.cat((self.keys, k), 1)) if step.prompt else torch.arange(q.shape[1])
+        kept = self.chosen(q, k) if step.prompt else torch.arange(q.shape[1])
         keys, values = torch.cat((self.keys, k[:, kept]), 1), torch.cat((self.values, v[:, kept]), 1)
         out = q.new_zeros(1, q.shape[1], q.shape[2] * q.shape[3])
         out[:, kept] = attend(q[:, kept], keys, values, self.causal, self.scale)
@@ -119,12 +129,9 @@ class SparseAttention(CachedAttention):
             self._recompress(q)
         return out
 
-    def chosen(self, q: Tensor, keys: Tensor) -> Tensor:
-        """Places of a prompt's tokens that matter; its rows are the last of the keys."""
-        t = q.shape[1]
-        rows = probes(t)
-        attention = attention_of(q, keys, rows, self.causal, self.scale)[:, -t:]
-        return choose(attention, rows, self.causal, self.sparsity.tau)
+    def chosen(self, q: Tensor, k: Tensor) -> Tensor:
+        """Places of a prompt's tokens that matter to it; q and k rotated."""
+        return chosen(q, k, self.causal, self.scale, self.sparsity.tau)
 
     def _recompress(self, q: Tensor) -> None:
         """Every INTERVAL rows that were generated: those that matter less to them go to LOW_BITS, as a prompt's do."""
@@ -134,7 +141,7 @@ class SparseAttention(CachedAttention):
             return
         assert self.keys is not None and self.values is not None
         t = rows.shape[1]
-        kept, self._generated = self.chosen(rows, self.keys), []
+        kept, self._generated = self.chosen(rows, self.keys[:, -t:]), []
         self.keys, self.values = (
             torch.cat((cache[:, :-t], _mixed(cache[:, -t:], kept)), 1) for cache in (self.keys, self.values)
         )

@@ -1,0 +1,120 @@
+"""Decoders that choose a prompt's tokens inside the ONNX program, against the eager network that chooses as they do."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from tiny_networks import network_of, quantize_all
+
+from handlens_export.lower import onnx
+from handlens_export.lower.lowering import LoweringSpec
+from handlens_export.network.network import Network
+from handlens_export.network.rope import tables
+from handlens_export.network.zipvl import ZipVL
+from handlens_export.quantize.kv_scales import calibrate
+
+CONTEXT, TAU = 420, 0.8
+
+
+class Program:
+    """A decoder in ONNX Runtime, its caches and how many rows each layer's holds."""
+
+    def __init__(self, file: Path) -> None:
+        self.session = ort.InferenceSession(file, providers=["CPUExecutionProvider"])
+        kinds = {"tensor(int8)": np.int8, "tensor(float)": np.float32}
+        past = [one for one in self.session.get_inputs() if one.name.startswith("past_")]
+        self.caches = {
+            one.name.removeprefix("past_"): ort.OrtValue.ortvalue_from_numpy(np.zeros(one.shape, kinds[one.type]))
+            for one in past
+        }
+        self.lengths = np.zeros(len(past) // 2, np.int32)
+        self.kept = np.zeros(0)
+
+    def decode(self, rows: torch.Tensor, position: int, tau: float) -> torch.Tensor:
+        binding = self.session.io_binding()
+        for name, cache in self.caches.items():
+            binding.bind_ortvalue_input(f"past_{name}", cache)
+            binding.bind_ortvalue_output(f"present_{name}", cache)
+        given = {"rows": rows.numpy(), "position": np.array([position], np.int32), "lengths": self.lengths}
+        for name, value in {**given, "tau": np.array([tau], np.float32)}.items():
+            binding.bind_cpu_input(name, value)
+        for name in ("logits", "kept"):
+            binding.bind_output(name)
+        self.session.run_with_iobinding(binding)
+        logits, self.kept = (one.numpy() for one in binding.get_outputs()[-2:])
+        self.lengths = self.lengths + self.kept.sum(1).astype(np.int32)
+        return torch.from_numpy(logits[0])
+
+
+def sharp_network(**changes) -> Network:
+    """One layer or two whose attention looks at some tokens more than at others."""
+    network = network_of(**changes)
+    network.decoder.cos, network.decoder.sin = tables(network.config.decoder, CONTEXT)
+    for layer in network.decoder.layers:
+        layer.attention.q_proj.weight.mul_(6)
+    return network
+
+
+def made(folder: Path, kv: str, bits: int = 32, **changes) -> tuple[Program, Network]:
+    network, scales = sharp_network(**changes), None
+    if kv == "int8":
+        scales = calibrate(network, [network.decoder.embedding(torch.randint(0, 200, (1, 60)))])
+    quantize_all(network, bits, 32, embedding_bits=32)
+    spec = LoweringSpec(CONTEXT, CONTEXT, kv, None, (), kv_scales=scales, sparsity=ZipVL(TAU))
+    reference = onnx.reference(copy.deepcopy(network), spec)
+    onnx.lower_part("decoder", network, spec, folder, lambda share: None)
+    return Program(folder / "onnx" / "decoder.onnx"), reference
+
+
+def rows_of(count: int) -> torch.Tensor:
+    return torch.randn(1, count, 128, generator=torch.Generator().manual_seed(1))
+
+
+def kept_by(reference: Network) -> list[int]:
+    return [layer.attention.cached.keys.shape[1] for layer in reference.decoder.layers]
+
+
+@pytest.mark.parametrize(
+    ("kv", "bits", "changes"),
+    [
+        ("float", 32, {}),
+        ("int8", 4, {"qkv_bias": True}),
+        ("float", 32, {"causal": False, "head_dim": 12, "heads": 4, "layers": 1}),
+    ],
+    ids=["float", "int8", "bidirectional-padded-heads"],
+)
+def test_a_conversation_of_prompts_and_answers_is_the_references(tmp_path, kv, bits, changes):
+    program, reference = made(tmp_path, kv, bits, **changes)
+    rows, position = rows_of(CONTEXT), 0
+    for count, prompt in ((170, True), (1, False), (1, False), (140, True), (1, False)):
+        part = rows[:, position : position + count]
+        expected = reference.logits(part, position, prompt)[0, -1]
+        found = program.decode(part, position, TAU if prompt else 1.0)
+        assert torch.cosine_similarity(found, expected, 0) > 0.9999
+        assert program.lengths.tolist() == kept_by(reference)
+        assert (program.kept.sum(1) < count).all() == prompt
+        position += count
+    assert max(program.lengths) < 0.8 * position
+
+
+def test_at_a_tau_of_one_it_is_dense_and_going_back_is_a_matter_of_lengths(tmp_path):
+    program, _ = made(tmp_path, "float")
+    rows = rows_of(300)
+    exact = sharp_network()
+    found = program.decode(rows[:, :149], 0, 1.0), program.decode(rows[:, 149:150], 149, 1.0)
+    torch.testing.assert_close(torch.stack(found), exact.logits(rows[:, :150])[0, 148:], rtol=1e-3, atol=1e-3)
+    assert program.lengths.tolist() == [150] * len(program.lengths)
+
+    program.lengths = np.zeros_like(program.lengths)
+    program.decode(rows[:, :170], 0, TAU)
+    after_first = program.lengths.copy()
+    expected = program.decode(rows[:, 170:171], 170, 1.0)
+    program.lengths = after_first
+    program.decode(rows[:, 150:300], 170, TAU)
+    program.lengths = after_first
+    assert torch.equal(program.decode(rows[:, 170:171], 170, 1.0), expected)
