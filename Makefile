@@ -5,7 +5,7 @@
 #   make check     ruff, ruff format, mypy
 #   make format    let ruff mend what it can
 #   make bench     set up, compile llama.cpp, measure SmolLM2-135M in turns with it; BENCH=BUNDLE measures another
-#   make verify    the long checks: resumable, one JSON line each
+#   make verify    set up, compile llama.cpp, the long checks: resumable, one JSON line each
 #   make clean     remove the virtual environment and caches of tools
 #
 # PYTHON       interpreter that the virtual environment is made from (3.11 to 3.13)
@@ -95,8 +95,9 @@ format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-verify: $(STAMP)
-	@$(PY) -m handlens_export.materials smollm2 moby-dick
+# The quantizers are compared with llama.cpp's own, hence the same compiling as for bench.
+verify: $(VENV)/.bench
+	@$(PY) -m handlens_export.materials smollm2 moby-dick debian-handbook
 	$(PY) tests/verify/run.py
 
 clean:
