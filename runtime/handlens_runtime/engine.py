@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from handlens_runtime import backends, heap
 from handlens_runtime.backends.base import Array, Backend
 from handlens_runtime.bundle import TOKENIZER, Bundle
-from handlens_runtime.cached_decoder import CachedDecoder
+from handlens_runtime.cached_decoder import CachedDecoder, Span
 from handlens_runtime.chat import Message
 from handlens_runtime.errors import BusyError, PromptError
 from handlens_runtime.image_encoder import ImageEncoder
@@ -33,7 +33,10 @@ from handlens_runtime.stats import Finish, Stats, peak_memory_bytes
 from handlens_runtime.stop import Stopped, StopSignal
 from handlens_runtime.stream import TextStream
 from handlens_runtime.tokenizer import Tokenizer
+from handlens_runtime.turns import asked
 
+LEAST_SPARSE = 129
+"""Tokens of a prompt from which on the programs can choose among them."""
 IMAGE_CACHE_BYTES = 64 * 1024 * 1024
 _BUSY = "The engine is still answering; finish or close the earlier iterator (or wait for the other call) first."
 
@@ -49,6 +52,16 @@ class Token:
     """Log-probability under the model itself, before any sampling option."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """What the layers kept of a prompt, or of a later turn of one."""
+
+    keys: tuple[Key, ...]
+    """What each row is."""
+    rows: NDArray[np.bool_]
+    """(layers, rows), true for those kept."""
+
+
 class Engine:
     """One conversation at a time with one bundle. Only `stop()` may be called while another call runs."""
 
@@ -60,14 +73,16 @@ class Engine:
         verify: bool = True,
         image_cache_bytes: int = IMAGE_CACHE_BYTES,
         release_encoder: bool = False,
+        sparse: bool | None = None,
         now: Callable[[], datetime] = datetime.now,
     ) -> None:
         """Open a bundle, given loaded or by its folder.
 
         `backend`: a name, an instance, or None for the bundle's fastest installed one. `verify` checks the hashes of
         a bundle given by its folder. `release_encoder` frees the vision encoder's memory once a prompt's pictures are
-        encoded and takes it again for the next new picture, as phones short of memory do. `now` is the clock of chat
-        templates that write the date. Raises BundleError, BackendError.
+        encoded and takes it again for the next new picture, as phones short of memory do. `sparse`: whether layers
+        keep only what matters to them of a prompt, where the bundle can; None leaves short prompts whole. `now` is the
+        clock of chat templates that write the date. Raises BundleError, BackendError.
         """
         self.bundle = bundle if isinstance(bundle, Bundle) else Bundle.load(bundle, verify)
         self.tokenizer = Tokenizer(self.bundle.file(TOKENIZER))
@@ -87,6 +102,9 @@ class Engine:
             else None
         )
         self._release_encoder = release_encoder
+        self._sparse = sparse
+        self.kept: list[Kept] = []
+        """Of the latest run's sparse passes over its prompt, which rows each layer kept."""
         self._busy = Lock()
         self._signal = StopSignal()
 
@@ -214,22 +232,43 @@ class Engine:
         stats, count = self.stats, len(prompt.keys)
         stats.prompt_tokens, stats.image_tokens = count, prompt.image_tokens
         check_fits(self._manifest, count, prompt.image_tokens, given)
+        spans = self._spans(messages, pictures, prompt)
         # A prompt whose rows see all of it has no rows in common with a longer one.
-        start = self._decoder.rewind(prompt.keys if self._manifest.causal else ())
+        start = self._decoder.rewind(prompt.keys if self._manifest.causal else (), spans)
         stats.reused_tokens = start
         encoded: dict[str, Array] = {}
         if self._release_encoder:
             shown = dict.fromkeys(key[0] for key in prompt.keys[start:] if isinstance(key, tuple))
             encoded = {digest: self._picture(digest, signal) for digest in shown}
             self._release()
-        sizes = self._manifest.sizes
-        step = min(sizes.chunk, sizes.max_chunk) if self._manifest.causal else count
-        for begin in range(start, count, step):
-            logits = self._pass(prompt.keys[begin : begin + step], signal, encoded)
+        for begin, end in self._passes(start, count, spans):
+            logits = self._pass(prompt.keys[begin:end], signal, encoded, (begin, end) in spans)
         check_finite(logits)
         return prompt, logits
 
-    def _pass(self, keys: Sequence[Key], signal: StopSignal, encoded: Mapping[str, Array]) -> Array:
+    def _spans(self, messages: Sequence[Message], pictures: Sequence[Picture], prompt: Prompt) -> list[Span]:
+        """Of the prompt, what is to run as a whole, each layer keeping what matters to it."""
+        sparsity = self._manifest.sparsity
+        if sparsity is None or self._sparse is False:
+            return []
+        whole = [(0, len(prompt.keys))]
+        if self._manifest.causal:
+            whole = asked(self._manifest, self.tokenizer, messages, pictures, prompt, self._now)
+        least = LEAST_SPARSE if self._sparse else sparsity.least_tokens
+        return [(begin, end) for begin, end in whole if end - begin >= least]
+
+    def _passes(self, start: int, count: int, spans: Sequence[Span]) -> Iterator[Span]:
+        """The decoder passes of a prompt's rows from `start` on: spans as they are, chunks of what lies between."""
+        sizes = self._manifest.sizes
+        step = min(sizes.chunk, sizes.max_chunk) if self._manifest.causal else count
+        ends, place = dict(spans), start
+        while place < count:
+            following = min((begin for begin in ends if begin > place), default=count)
+            end = ends.get(place, min(place + step, following))
+            yield place, end
+            place = end
+
+    def _pass(self, keys: Sequence[Key], signal: StopSignal, encoded: Mapping[str, Array], sparse: bool) -> Array:
         """One decoder pass over prompt rows, their pictures encoded first where that is still to do."""
         shown = dict.fromkeys(key[0] for key in keys if isinstance(key, tuple))
         pictures = {digest: encoded[digest] if digest in encoded else self._picture(digest, signal) for digest in shown}
@@ -242,7 +281,13 @@ class Engine:
             for row, key in enumerate(keys):
                 if isinstance(key, tuple):
                     rows[row] = pictures[key[0]][key[1]]
-        logits = self._decoder.run(rows, keys)
+        if sparse:
+            logits, kept = self._decoder.run_sparse(rows, keys)
+            self.kept.append(Kept(tuple(keys), kept))
+            self.stats.sparse_tokens += len(keys)
+            self.stats.kept_tokens = np.sum([one.rows.sum(1) for one in self.kept], axis=0).tolist()
+        else:
+            logits = self._decoder.run(rows, keys)
         self.stats.prefill_s += perf_counter() - began
         return logits
 
@@ -294,7 +339,7 @@ class Engine:
         """One run: the engine to itself, fresh stats, and `stop()` turned into a quiet end."""
         with self._claim():
             signal = self._signal = signal or StopSignal()
-            self.stats = Stats(kv_bytes=self.backend.kv_bytes)
+            self.stats, self.kept = Stats(kv_bytes=self.backend.kv_bytes), []
             try:
                 yield signal
             except Stopped:

@@ -148,6 +148,19 @@ class SavedRecipe(_Strict):
     context: int
     chunk: int
     max_portable: float
+    tau: float | None = None
+    """Of `Sparsity`."""
+
+
+class Sparsity(_Strict):
+    """That each layer keeps the tokens of a prompt that matter to it alone (ZipVL)."""
+
+    method: Literal["zipvl-1"] = "zipvl-1"
+    """Name and number of the way tokens are chosen."""
+    tau: Annotated[float, Field(gt=0, le=1)]
+    """Share of the attention that the chosen tokens hold at least."""
+    least_tokens: Annotated[int, Field(gt=128)]
+    """Of a prompt, or of a later turn of one: a shorter one is kept whole, since choosing would take longer."""
 
 
 class Quantization(_Strict):
@@ -254,6 +267,8 @@ class Manifest(_Strict):
     causal: bool = True
     """False: a prompt's tokens attend to all of it, so it is prefilled in one call, never in chunks."""
     quantization: Quantization
+    sparsity: Sparsity | None = None
+    """None: every token of a prompt is kept."""
     backends: dict[BackendName, BackendGraphs]
     memory: MemoryEstimate
     gate: Gate | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +30,10 @@ class Stats:
     """Prompt tokens, those of pictures counted."""
     reused_tokens: int = 0
     """Prompt tokens whose cache rows an earlier turn left."""
+    sparse_tokens: int = 0
+    """Prompt tokens of which each layer kept only what matters to it."""
+    kept_tokens: list[int] = field(default_factory=list)
+    """Of these, those that each layer kept."""
     prefill_s: float = 0.0
     """Decoder passes over the prompt."""
     time_to_first_token_s: float | None = None
@@ -57,7 +61,7 @@ class Stats:
         """Computed prompt tokens per second of prefill; None before any."""
         return (self.prompt_tokens - self.reused_tokens) / self.prefill_s if self.prefill_s else None
 
-    def as_dict(self) -> dict[str, float | int | str | None]:
+    def as_dict(self) -> dict[str, float | int | str | list[int] | None]:
         """All numbers by name, the rates included: what `--json` prints."""
         rates = {
             "tokens_per_second": self.tokens_per_second,

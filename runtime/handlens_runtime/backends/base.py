@@ -53,3 +53,13 @@ class Backend(Protocol):
 
         Returns the logits of the last of them, (vocab_size,).
         """
+
+
+class SparseBackend(Backend, Protocol):
+    """Of a bundle with `manifest.sparsity`, whose layers can leave tokens of a prompt out."""
+
+    def decode_prompt(self, rows: Rows, position: int) -> tuple[Array, NDArray[np.bool_]]:
+        """As `decode`, of a whole prompt or a later turn of one: also which rows each layer kept, (layers, t).
+
+        A later pass may begin at `position` or behind these rows, not among them.
+        """

@@ -14,6 +14,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from handlens_runtime import heap
 from handlens_runtime.backends.base import Array, Backend, Rows
+from handlens_runtime.backends.kept_rows import KeptRows
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.errors import BackendError, OptionError
 from handlens_runtime.manifest import Graph
@@ -57,6 +58,8 @@ class OnnxBackend:
         self._decoder = self._session(graphs.decoder)
         self._logits = np.zeros((1, self._sizes.vocab_size), np.float32)
         self._cache = _allocate(graphs.decoder)
+        self._sparsity = bundle.manifest.sparsity
+        self._kept = KeptRows(self._sizes.layers) if self._sparsity else None
         self._binding = self._decoder.io_binding()
         for name, buffer in self._cache.items():
             self._binding.bind_ortvalue_input(f"past_{name}", buffer)
@@ -91,6 +94,17 @@ class OnnxBackend:
 
     def decode(self, rows: Rows, position: int) -> Array:
         """rows (t, width) at positions position..position+t-1 -> logits of the last, (vocab_size,)."""
+        return self._decode(rows, position, tau=1.0)
+
+    def decode_prompt(self, rows: Rows, position: int) -> tuple[Array, NDArray[np.bool_]]:
+        """The same of a whole prompt, of which each layer keeps what matters to it: also which rows, (layers, t)."""
+        assert self._sparsity is not None and self._kept is not None, "this bundle keeps all of a prompt"
+        logits = self._decode(rows, position, self._sparsity.tau)
+        kept: NDArray[np.bool_] = self._binding.get_outputs()[-1].numpy()
+        self._kept.note(position, kept)
+        return logits, kept
+
+    def _decode(self, rows: Rows, position: int, tau: float) -> Array:
         if not 1 <= len(rows) <= self._sizes.max_chunk or not 0 <= position <= self._sizes.context - len(rows):
             raise BackendError(
                 f"The decoder was given {len(rows)} rows at position {position}, but it takes 1 to "
@@ -99,6 +113,10 @@ class OnnxBackend:
         with _reported("text decoder"):
             self._binding.bind_cpu_input("rows", np.ascontiguousarray(rows[None], np.float32))
             self._binding.bind_cpu_input("position", np.array([position], np.int32))
+            if self._kept is not None:
+                self._binding.bind_cpu_input("tau", np.array([tau], np.float32))
+                self._binding.bind_cpu_input("lengths", self._kept.at(position))
+                self._binding.bind_output("kept")
             self._decoder.run_with_iobinding(self._binding)
         last: Array = self._logits[0].copy()
         return last

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from handlens_runtime import backends
-from handlens_runtime.backends.base import Array, Backend, Rows
+from handlens_runtime.backends.base import Array, Backend, Rows, SparseBackend
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.engine import Engine
 from handlens_runtime.errors import PromptError
@@ -158,6 +158,9 @@ class _Shaken:
 
     def decode(self, rows: Rows, position: int) -> Array:
         return self._backend.decode(self._nudged(rows), position)
+
+    def decode_prompt(self, rows: Rows, position: int) -> tuple[Array, NDArray[np.bool_]]:
+        return cast(SparseBackend, self._backend).decode_prompt(self._nudged(rows), position)
 
     def _nudged(self, rows: Rows) -> NDArray[Any]:
         if self._random is None or rows.ndim == 1:
