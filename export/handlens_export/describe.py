@@ -21,6 +21,7 @@ from handlens_runtime.manifest import (
     Quantization,
     SavedRecipe,
     Sizes,
+    Sparsity,
 )
 
 DEFAULT_CONTEXT = 2048
@@ -30,6 +31,8 @@ ROTATE, SMOOTH = "rotate-1", "smooth-1"
 KV_SCALES = "kv_scales.npz"
 RUNNER_CHUNK = 128
 """Tokens that a program takes at least, whatever the engine's chunk: what ExecuTorch's runners prefill at a time."""
+LEAST_TOKENS = 256
+"""Of a prompt whose tokens are chosen; a shorter one is faster whole (lower/LOG.md)."""
 TOOLS = ("handlens", "torch", "torchao", "executorch", "onnx", "onnxscript", "onnxruntime", "transformers")
 """Packages whose versions a manifest records."""
 
@@ -84,9 +87,10 @@ def _refuse_other_layers(checkpoint: Checkpoint, config: NetworkConfig, recipe: 
 
 def longest_pass(config: NetworkConfig, recipe: Recipe, context: int) -> int:
     """Most tokens in one decoder pass."""
-    # A prompt that sees all of itself comes in one call; ExecuTorch's own runner feeds a whole tile in one call.
+    # A prompt that sees all of itself comes in one call, and so does one whose tokens are chosen, by all of them;
+    # ExecuTorch's own runner feeds a whole tile in one call.
     longest = max(recipe.chunk, RUNNER_CHUNK, config.tokens_per_tile)
-    return min(longest, context) if config.decoder.causal else context
+    return min(longest, context) if config.decoder.causal and recipe.tau is None else context
 
 
 def method_of(recipe: Recipe) -> str:
@@ -142,11 +146,13 @@ def describe(
                 context=planned.context,
                 chunk=recipe.chunk,
                 max_portable=recipe.max_portable,
+                tau=recipe.tau,
             ),
             kv=recipe.kv,
             kv_scales=KV_SCALES if "onnx" in recipe.backends and recipe.kv == "int8" else None,
             parts=parts,
         ),
+        sparsity=None if recipe.tau is None else Sparsity(tau=recipe.tau, least_tokens=LEAST_TOKENS),
         backends={},
         memory=estimate(config, recipe, planned.context, planned.max_chunk, parts),
         versions={tool: version for tool in TOOLS if (version := _version(tool)) is not None},

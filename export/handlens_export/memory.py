@@ -15,6 +15,10 @@ HEAD_DIM_MULTIPLE = 8
 output."""
 
 
+PROBES = 128
+"""Of a prompt whose tokens are chosen (network.zipvl), rows that are asked what they attend to."""
+
+
 def estimate(
     config: NetworkConfig, recipe: Recipe, context: int, max_chunk: int, parts: Mapping[Part, PartQuantization]
 ) -> MemoryEstimate:
@@ -28,6 +32,8 @@ def estimate(
         else:
             linears = [summary for part, summary in parts.items() if part != "embedding"]
             beside = activations(config, max_chunk, TILE_BATCH) + sum(map(_sums, linears))
+            if recipe.tau is not None:
+                beside += 2 * FLOAT_BYTES * config.decoder.heads * PROBES * max_chunk  # scores, and their softmax
         backends[backend] = BackendMemory(kv_cache=cache, peak=sum(weights.values()) + cache + beside)
     return MemoryEstimate(
         weights=weights,

@@ -23,6 +23,7 @@ from handlens_export.measuring import calibration_of
 from handlens_export.network import decoding
 from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
+from handlens_export.network.zipvl import ZipVL
 from handlens_export.quantize.calibrated import Calibration
 from handlens_export.quantize.calibration import calibration_rows
 from handlens_export.quantize.formats import Part, weigh
@@ -261,6 +262,7 @@ def _spec(planned: Plan, recipe: Recipe) -> LoweringSpec:
         kv=recipe.kv,
         bos_id=planned.bos_id,
         eos_ids=planned.chat.stop_ids,
+        sparsity=None if recipe.tau is None else ZipVL(recipe.tau),
     )
 
 

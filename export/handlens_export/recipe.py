@@ -22,6 +22,8 @@ SEQUENCES, LENGTH = 64, 512
 """Of a calibration set of the user's own: prompts, and tokens of each, at most."""
 BITS: dict[BackendName, tuple[int, ...]] = {"executorch": (3, 4, 8, 32), "onnx": (2, 3, 4, 8, 32)}
 """Weight bits that each backend's kernels take, three of them stored as four; 32 leaves weights in float."""
+TAU = 0.975
+"""ZipVL's own choice."""
 PLACE = re.compile(r"decoder\.layers\.(0|[1-9]\d*)(\.attention(\.[qkvo]_proj)?|\.mlp(\.(gate|up|down)_proj)?)?")
 """A decoder layer, its attention or MLP, or one linear of these."""
 
@@ -57,6 +59,8 @@ class Recipe:
     """Cache length in tokens; None is 2,048, or what the checkpoint was trained for where that is less."""
     chunk: int = 128
     """Prompt tokens per decoder pass."""
+    tau: float | None = None
+    """Share of the attention that the tokens hold which each layer keeps of a prompt (ZipVL); None keeps all."""
     max_portable: float = 0.5
     """Share of a program's nodes that may be left to portable kernels before the export fails."""
 
@@ -84,6 +88,10 @@ class Recipe:
             raise UnsupportedError("--bits 32 rounds nothing; leave out --method and --smooth, or choose fewer bits.")
         if self.method not in METHODS:
             raise UnsupportedError(f"--method {self.method!r} is not possible; choose one of {', '.join(METHODS)}.")
+        if self.tau is not None and "executorch" in self.backends:
+            raise UnsupportedError(
+                "--sparsity is made for the onnx backend alone so far; add --backend onnx, or leave it out."
+            )
         if self.embedding_bits not in (8, 32):
             raise UnsupportedError(f"--embedding-bits {self.embedding_bits} is not possible; choose 8 or 32.")
         if self.group not in GROUPS:
@@ -107,6 +115,12 @@ class Recipe:
                 raise UnsupportedError(
                     f"{flag} is {value!r}, but it must be a whole number; give one such as {example}."
                 )
+        if self.tau is not None and (isinstance(self.tau, bool) or not isinstance(self.tau, int | float)):
+            raise UnsupportedError(f"tau is {self.tau!r}, but it must be a number, such as {TAU}.")
+        if self.tau is not None and not 0 < self.tau <= 1:
+            raise UnsupportedError(
+                f"--sparsity zipvl:tau={self.tau:g} is no share of the attention; choose one above 0, 1 at most."
+            )
         if isinstance(self.max_portable, bool) or not isinstance(self.max_portable, int | float):
             raise UnsupportedError(f"--max-portable is {self.max_portable!r}, but a share lies between 0 and 1.")
 

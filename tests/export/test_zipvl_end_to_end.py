@@ -1,0 +1,99 @@
+"""A bundle whose layers keep what matters to them of a prompt: from the recipe to a chat with pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from handlens_export.errors import UnsupportedError
+from handlens_export.pipeline import export
+from handlens_export.recipe import Recipe
+from handlens_runtime.chat import Message
+from handlens_runtime.engine import Engine
+from handlens_runtime.options import Options
+
+LONG = "Read every line of it and say which of the words in it you can make out, one after another, please. " * 2
+OPTIONS = Options(max_tokens=5, temperature=1.0, seed=3)
+
+
+@pytest.fixture(scope="module")
+def bundle(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("zipvl")
+    manifest = export(tiny_checkpoint("bluelm_v", folder / "tiny"), folder / "bundle", Recipe(("onnx",), tau=0.9))
+    assert manifest.sparsity is not None and manifest.sparsity.tau == 0.9 == manifest.quantization.recipe.tau
+    assert manifest.sizes.max_chunk == manifest.sizes.context
+    return folder / "bundle"
+
+
+def picture(seed: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (36, 36, 3), dtype=np.uint8))
+
+
+def answer(engine: Engine, messages: list[Message]) -> list[int]:
+    return [token.id for token in engine.generate(messages, OPTIONS)]
+
+
+def text(engine: Engine, ids: list[int]) -> str:
+    return engine.tokenizer.decode(ids)
+
+
+def test_turns_of_a_chat_equal_a_cold_run_of_the_same_history(bundle: Path) -> None:
+    warm, cold = Engine(bundle, sparse=True), Engine(bundle, sparse=True)
+    messages: list[Message] = []
+    for turn in range(3):
+        # A long turn with a picture, whose tokens are chosen, and a short one, which is kept whole, by turns.
+        asked = f"{LONG} {turn}" if turn % 2 == 0 else f"And {turn}?"
+        messages.append(Message("user", asked, (picture(turn),) if turn % 2 == 0 else ()))
+        cold.reset()
+        found = answer(warm, messages)
+        assert found == answer(cold, messages)
+        assert warm.backend._kept.at(warm._decoder.position).tolist() == (
+            cold.backend._kept.at(cold._decoder.position).tolist()
+        )
+        assert cold.stats.reused_tokens == 0 and (turn == 0 or warm.stats.reused_tokens > 0)
+        assert (warm.stats.sparse_tokens > 0) == (turn % 2 == 0)
+        assert cold.stats.sparse_tokens > 0
+        messages.append(Message("assistant", text(warm, found) or "Yes."))
+
+
+def test_what_is_kept_is_counted_and_a_switch_keeps_all(bundle: Path) -> None:
+    question = [Message("user", LONG, (picture(0),))]
+    sparse, dense = Engine(bundle, sparse=True), Engine(bundle, sparse=False)
+    answer(sparse, question)
+    answer(dense, question)
+    stats, layers = sparse.stats, sparse.bundle.manifest.sizes.layers
+    assert stats.sparse_tokens == stats.prompt_tokens > 129 and len(stats.kept_tokens) == layers
+    assert all(0 < kept < stats.sparse_tokens for kept in stats.kept_tokens)
+    (kept,) = sparse.kept
+    assert kept.rows.sum(1).tolist() == stats.kept_tokens and bool(kept.rows[:, -1].all())
+    assert dense.stats.sparse_tokens == 0 and dense.kept == [] and dense.stats.kept_tokens == []
+
+
+def test_a_short_prompt_is_kept_whole_by_itself(bundle: Path) -> None:
+    engine = Engine(bundle)
+    answer(engine, [Message("user", "Hello!")])
+    assert engine.stats.sparse_tokens == 0
+    answer(engine, [Message("user", LONG * 2)])
+    assert engine.stats.sparse_tokens == engine.stats.prompt_tokens >= engine.bundle.manifest.sparsity.least_tokens
+
+
+def test_asking_the_same_again_gives_the_same(bundle: Path) -> None:
+    """There is no way back into a prompt whose tokens were chosen: it runs again, whole."""
+    engine = Engine(bundle, sparse=True)
+    question = [Message("user", LONG)]
+    first = answer(engine, question)
+    assert answer(engine, question) == first and engine.stats.reused_tokens == 0
+    answer(engine, [Message("user", f"{LONG} More.")])
+    assert answer(engine, question) == first
+
+
+def test_a_backend_without_it_refuses_before_any_work() -> None:
+    with pytest.raises(UnsupportedError, match="onnx backend alone"):
+        Recipe(tau=0.9)
+    for tau in (0, 1.5, True, "much"):
+        with pytest.raises(UnsupportedError, match="tau"):
+            Recipe(("onnx",), tau=tau)
