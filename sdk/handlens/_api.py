@@ -47,16 +47,22 @@ def require_workstation(what: str) -> None:
 
 
 def load(
-    bundle: StrPath, *, backend: BackendName | None = None, verify: bool = True, release_encoder: bool = False
+    bundle: StrPath,
+    *,
+    backend: BackendName | None = None,
+    verify: bool = True,
+    release_encoder: bool = False,
+    sparse: bool | None = None,
 ) -> Engine:
     """An engine for the bundle folder `bundle`; on its fastest installed backend unless `backend` names one.
 
     Verifies the bundle first: `verify=False` skips the hashes, never the sizes. `release_encoder` frees the vision
-    encoder's memory once a prompt's pictures are encoded. Raises BundleError, BackendError.
+    encoder's memory once a prompt's pictures are encoded. `sparse`: whether layers keep only what matters to them of a
+    prompt, where the bundle was exported to; None leaves short prompts whole. Raises BundleError, BackendError.
     """
     from handlens_runtime.engine import Engine
 
-    return Engine(Path(bundle), backend, verify=verify, release_encoder=release_encoder)
+    return Engine(Path(bundle), backend, verify=verify, release_encoder=release_encoder, sparse=sparse)
 
 
 def export(

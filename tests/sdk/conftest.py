@@ -139,7 +139,9 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Stands in for every engine that the command line makes."""
     fake = FakeEngine()
 
-    def make(bundle: object, backend: object = None, release_encoder: bool = False) -> FakeEngine:
+    def make(
+        bundle: object, backend: object = None, release_encoder: bool = False, sparse: bool | None = None
+    ) -> FakeEngine:
         if backend == "executorch":
             raise HandLensError("The bundle has no executorch program; choose onnx.")
         fake.backend = backend

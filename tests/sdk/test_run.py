@@ -65,6 +65,8 @@ def test_json_without_a_question_is_a_usage_error(runner: CliRunner, bundle: Pat
         (["What?", "--max-tokens", "0"], "--max-tokens is 0"),
         (["What?", "--backend", "executorch"], "executorch"),
         (["What?", "--show-tiles", "t.png"], "--show-tiles"),
+        (["What?", "--show-kept", "t.png"], "exported with --sparsity"),
+        (["What?", "--sparse"], "export it with --sparsity zipvl"),
     ],
 )
 def test_what_the_user_can_mend_is_one_line_and_code_2(

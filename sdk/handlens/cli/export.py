@@ -26,6 +26,7 @@ from handlens.cli.recipes import (
     MethodOption,
     RotateOption,
     SmoothOption,
+    SparsityOption,
     TargetBitsOption,
     VisionBitsOption,
     recipe_of,
@@ -60,6 +61,7 @@ def export(
     vision_bits: VisionBitsOption = None,
     embedding_bits: EmbeddingBitsOption = None,
     kv: KVOption = None,
+    sparsity: SparsityOption = None,
     context: ContextOption = None,
     chunk: ChunkOption = None,
     max_portable: Annotated[
@@ -107,6 +109,7 @@ def export(
         vision_bits=vision_bits,
         embedding_bits=embedding_bits,
         kv=kv,
+        sparsity=sparsity,
         context=context,
         chunk=chunk,
         max_portable=max_portable,

@@ -27,6 +27,7 @@ from handlens.cli.recipes import (
     MethodOption,
     RotateOption,
     SmoothOption,
+    SparsityOption,
     VisionBitsOption,
     recipe_of,
 )
@@ -69,6 +70,7 @@ def plan(
     vision_bits: VisionBitsOption = None,
     embedding_bits: EmbeddingBitsOption = None,
     kv: KVOption = None,
+    sparsity: SparsityOption = None,
     context: ContextOption = None,
     chunk: ChunkOption = None,
     calibrate: Annotated[
@@ -111,6 +113,7 @@ def plan(
         vision_bits=vision_bits,
         embedding_bits=embedding_bits,
         kv=kv,
+        sparsity=sparsity,
         context=context,
         chunk=chunk,
     )

@@ -55,6 +55,14 @@ EmbeddingBitsOption = Annotated[
     int | None, typer.Option(help="Bits of the token embedding table, 8 or 32.", show_default="8")
 ]
 KVOption = Annotated[KVChoice | None, typer.Option(help="Format of the key-value cache.", show_default="int8")]
+SparsityOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="zipvl[:tau=0.975]",
+        help="Let each layer keep only the tokens of a prompt that hold tau of its attention.",
+        show_default="all are kept",
+    ),
+]
 ContextOption = Annotated[
     int | None,
     typer.Option(help="Tokens of prompt and answer together.", show_default="2048, or less if trained for less"),
@@ -75,6 +83,7 @@ def recipe_of(
     vision_bits: int | None,
     embedding_bits: int | None,
     kv: KVChoice | None,
+    sparsity: str | None = None,
     context: int | None,
     chunk: int | None,
     max_portable: float | None = None,
@@ -95,10 +104,30 @@ def recipe_of(
         vision_bits=default.vision_bits if vision_bits is None else vision_bits,
         embedding_bits=default.embedding_bits if embedding_bits is None else embedding_bits,
         kv=kv or default.kv,
+        tau=None if sparsity is None else _tau(sparsity),
         context=default.context if context is None else context,
         chunk=default.chunk if chunk is None else chunk,
         max_portable=default.max_portable if max_portable is None else max_portable,
     )
+
+
+def _tau(value: str) -> float:
+    """Of `zipvl` or `zipvl:tau=0.96`."""
+    from handlens_export.recipe import TAU
+
+    method, _, option = value.partition(":")
+    name, _, number = option.partition("=")
+    if method == "zipvl" and not option:
+        return TAU
+    try:
+        tau = float(number)
+    except ValueError:
+        tau = None
+    if method != "zipvl" or name != "tau" or tau is None:
+        raise typer.BadParameter(
+            f"'{value}' is no sparsity that HandLens has; give zipvl, or zipvl:tau=0.96.", param_hint="'--sparsity'"
+        )
+    return tau
 
 
 def _place_and_bits(value: str) -> tuple[str, int]:

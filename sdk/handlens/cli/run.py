@@ -13,7 +13,7 @@ from handlens.cli.choices import BackendChoice
 from handlens.cli.interrupt import interruptible, stops
 from handlens.cli.outcome import STOPPED, answered, complain
 from handlens.cli.quiet import hushed_loading
-from handlens.cli.tiles import write_tiles
+from handlens.cli.tiles import check_kept, write_kept, write_tiles
 from handlens.cli.units import size
 from handlens_runtime.errors import OptionError
 
@@ -57,6 +57,18 @@ def run(
         Path | None,
         typer.Option(metavar="PNG", help="Write the picture as the model sees it, in tiles.", show_default=False),
     ] = None,
+    show_kept: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", help="Draw which parts of the picture each layer kept.", show_default=False),
+    ] = None,
+    sparse: Annotated[
+        bool | None,
+        typer.Option(
+            "--sparse/--dense",
+            help="Keep only what matters of a prompt, as the bundle was exported to do, or all of it.",
+            show_default="sparse where the prompt is long",
+        ),
+    ] = None,
     release_encoder: Annotated[
         bool, typer.Option("--release-encoder", help="Free the vision encoder's memory once pictures are encoded.")
     ] = False,
@@ -65,6 +77,10 @@ def run(
     """Ask a bundle a question, or chat with it."""
     if as_json and prompt is None:
         raise typer.BadParameter("--json answers one question; give it as PROMPT.", param_hint="--json")
+    if show_kept is not None and prompt is None:
+        raise typer.BadParameter(
+            "--show-kept draws one question's picture; give it as PROMPT.", param_hint="--show-kept"
+        )
     if max_tokens < 1:
         raise OptionError(f"--max-tokens is {max_tokens}; choose a whole number of at least 1.")
     with interruptible():
@@ -82,13 +98,17 @@ def run(
     )
     pictures = tuple(image or ())
     with interruptible():
-        engine = _loaded(bundle, backend, pictures, show_tiles, release_encoder)
+        engine = _loaded(bundle, backend, pictures, show_tiles, release_encoder, show_kept, sparse)
     if prompt is None:
         from handlens.cli.chat import Chat
 
         Chat(engine, options, system, pictures).loop()
     else:
         _answer(engine, options, prompt, system, pictures, as_json)
+        if show_kept is not None and not write_kept(engine, pictures, show_kept):
+            complain(
+                f"{show_kept} was not written, for all of so short a prompt was kept; --sparse does not keep it all."
+            )
 
 
 def _loaded(
@@ -97,17 +117,23 @@ def _loaded(
     images: tuple[Path, ...],
     show_tiles: Path | None,
     release_encoder: bool,
+    show_kept: Path | None,
+    sparse: bool | None,
 ) -> Engine:
     from handlens_runtime.bundle import Bundle
     from handlens_runtime.engine import Engine
 
     loaded = Bundle.load(bundle)
+    if sparse and loaded.manifest.sparsity is None:
+        raise OptionError(f"{bundle} keeps all of a prompt; export it with --sparsity zipvl, or leave out --sparse.")
     for warning in loaded.warnings:
         complain(warning)
     if show_tiles is not None:
         write_tiles(loaded.manifest, images, show_tiles)
+    if show_kept is not None:
+        check_kept(loaded.manifest, images, show_kept)
     with hushed_loading(), interruptible():
-        engine = Engine(loaded, backend=backend, release_encoder=release_encoder)
+        engine = Engine(loaded, backend=backend, release_encoder=release_encoder, sparse=sparse)
     for warning in engine.warnings:
         complain(warning)
     return engine
@@ -144,6 +170,9 @@ def statistics(stats: Stats) -> str:
         parts += [f"image decode {_seconds(stats.image_decode_s)}", f"encode {_seconds(stats.encode_s)}"]
     reused = f" ({stats.reused_tokens} reused)" if stats.reused_tokens else ""
     parts.append(f"prefill {stats.prompt_tokens} tokens{reused} in {_seconds(stats.prefill_s)}")
+    if stats.sparse_tokens:
+        share = sum(stats.kept_tokens) / len(stats.kept_tokens) / stats.sparse_tokens
+        parts.append(f"{share:.0%} of them kept")
     if stats.time_to_first_token_s is not None:
         parts.append(f"first token {_seconds(stats.time_to_first_token_s)}")
     rate = stats.tokens_per_second
