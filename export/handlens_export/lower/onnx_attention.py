@@ -101,9 +101,8 @@ class GroupQueryAttention(nn.Module):
         kept = slice(None) if self.sparsity is None else self._kept(q, k, step)
         k, v = self._round(k, self.k_scale)[:, kept], self._round(v, self.v_scale)[:, kept]
         if self.keys is not None and self.values is not None and step.position:
-            before = step.position if self.sparsity is None else self.keys.shape[1]
-            k = torch.cat((self.keys[:, :before], k), dim=1)
-            v = torch.cat((self.values[:, :before], v), dim=1)
+            k = torch.cat((self.keys[:, : step.position], k), dim=1)  # of fewer, where rows were left out, all
+            v = torch.cat((self.values[:, : step.position], v), dim=1)
         self.keys, self.values = k, v
         attended = attend(q[:, kept], k, v, self.causal, self.scale)
         if self.sparsity is None:
@@ -113,7 +112,7 @@ class GroupQueryAttention(nn.Module):
         return out
 
     def _kept(self, q: Tensor, k: Tensor, step: Step) -> Tensor:
-        """Of the eager forward, which has a whole prompt or single rows behind one, and cannot go back within it."""
+        """Of the eager forward, which goes back only where nothing was left out."""
         assert self.sparsity is not None
         whole = torch.arange(q.shape[1])
         return chosen(q, k, self.causal, self.scale, self.sparsity.tau) if step.prompt else whole
