@@ -25,14 +25,14 @@ from handlens_runtime.manifest import (
 )
 
 DEFAULT_CONTEXT = 2048
-METHODS: dict[Method, str] = {"round": "rounding-1", "clip": "clip-1", "gptq": "gptq-1", "rsq": "rsq-1"}
+METHODS: dict[Method, str] = {"round": "rounding-1", "clip": "clip-1", "gptq": "gptq-2", "rsq": "rsq-2"}
 ROTATE, SMOOTH = "rotate-1", "smooth-1"
 """What a manifest calls each; to be counted up whenever it gives other integers or scales."""
 KV_SCALES = "kv_scales.npz"
 RUNNER_CHUNK = 128
 """Tokens that a program takes at least, whatever the engine's chunk: what ExecuTorch's runners prefill at a time."""
 LEAST_TOKENS = 256
-"""Of a prompt whose tokens are chosen; a shorter one is faster whole (lower/LOG.md)."""
+"""Of a prompt whose tokens are chosen: a guess so far at where choosing pays (lower/LOG.md)."""
 TOOLS = ("handlens", "torch", "torchao", "executorch", "onnx", "onnxscript", "onnxruntime", "transformers")
 """Packages whose versions a manifest records."""
 
@@ -70,6 +70,11 @@ def plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
             f"One tile of {checkpoint.path} takes {config.tokens_per_tile} tokens, which a --context of {context} does "
             "not hold beside a question; choose a larger one."
         )
+    if recipe.tau is not None and context < LEAST_TOKENS:
+        raise UnsupportedError(
+            f"--sparsity chooses among the tokens of prompts of {LEAST_TOKENS} and more, which a --context of "
+            f"{context} does not hold; choose a larger one, or leave it out."
+        )
     bos = chat.bos_token
     bos_id = checkpoint.tokenizer.token_to_id(bos) if bos else None
     return Plan(checkpoint, family, config, chat, image, context, longest_pass(config, recipe, context), bos_id)
@@ -94,7 +99,7 @@ def longest_pass(config: NetworkConfig, recipe: Recipe, context: int) -> int:
 
 
 def method_of(recipe: Recipe) -> str:
-    """What a manifest calls all that becomes of the weights: `rotate-1, smooth-1, gptq-1`."""
+    """What a manifest calls all that becomes of the weights: `rotate-1, smooth-1, gptq-2`."""
     transforms = [name for name, wanted in ((ROTATE, recipe.rotate), (SMOOTH, recipe.smooth)) if wanted]
     return ", ".join((*transforms, METHODS[recipe.method]))
 

@@ -33,7 +33,8 @@ def estimate(
             linears = [summary for part, summary in parts.items() if part != "embedding"]
             beside = activations(config, max_chunk, TILE_BATCH) + sum(map(_sums, linears))
             if recipe.tau is not None:
-                beside += 2 * FLOAT_BYTES * config.decoder.heads * PROBES * max_chunk  # scores, and their softmax
+                # The probes' scores and their softmax, then the operator's scores of all rows over the whole buffer.
+                beside += FLOAT_BYTES * config.decoder.heads * max_chunk * max(2 * PROBES, context)
         backends[backend] = BackendMemory(kv_cache=cache, peak=sum(weights.values()) + cache + beside)
     return MemoryEstimate(
         weights=weights,

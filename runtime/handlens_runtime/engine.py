@@ -111,11 +111,12 @@ class Engine:
     def prefill(self, messages: Sequence[Message]) -> None:
         """Do ahead what can be done of a conversation: encode its pictures, fill the cache.
 
-        For use while the question is still being typed; a later `generate` starts from what both have in common. A
-        bundle that is not causal only encodes the pictures. Raises PromptError, ImageError, BackendError, BusyError.
+        For use while the question is still being typed; a later `generate` starts from what both have in common. Where
+        a prompt is one pass, for a bundle that is not causal or with tokens chosen, pictures are encoded and no more.
+        Raises PromptError, ImageError, BackendError, BusyError.
         """
         with self._run() as signal:
-            if self._manifest.causal:
+            if self._manifest.causal and not self._chooses:
                 self._fill(messages, signal, answer=False)
             else:
                 for picture in self._look(messages):
@@ -246,10 +247,16 @@ class Engine:
         check_finite(logits)
         return prompt, logits
 
+    @property
+    def _chooses(self) -> bool:
+        """Whether long prompts run as a whole, to leave tokens out."""
+        sparsity = self._manifest.sparsity
+        return sparsity is not None and self._sparse is not False and bool(np.float32(sparsity.tau) < 1)
+
     def _spans(self, messages: Sequence[Message], pictures: Sequence[Picture], prompt: Prompt) -> list[Span]:
         """Of the prompt, what is to run as a whole, each layer keeping what matters to it."""
         sparsity = self._manifest.sparsity
-        if sparsity is None or self._sparse is False:
+        if sparsity is None or not self._chooses:
             return []
         whole = [(0, len(prompt.keys))]
         if self._manifest.causal:

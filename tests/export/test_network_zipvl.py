@@ -170,6 +170,20 @@ def test_low_bits_are_few_steps_and_generated_tokens_go_there_too(network: Netwo
     assert leaf.keys.shape[1] == PROMPT + INTERVAL
 
 
+def test_an_earlier_answers_queries_are_not_asked_about_a_later_prompt(network: Network) -> None:
+    (leaf, *_) = swap(network.decoder.layers, network.config.decoder, ZipVL(tau=0.6, rest="low bits"))
+    rows, answered = rows_of(network, CONTEXT), 30
+    network.logits(rows[:, :100], prompt=True)
+    for place in range(100, 100 + answered):
+        network.logits(rows[:, place : place + 1], place)
+    second = 100 + answered
+    network.logits(rows[:, second : second + 100], second, prompt=True)
+    before = leaf.values.clone()
+    for place in range(second + 100, second + 100 + INTERVAL - answered):
+        network.logits(rows[:, place : place + 1], place)
+    assert torch.equal(leaf.values[:, : before.shape[1]], before)
+
+
 @pytest.mark.parametrize("tau", [0.0, -1.0, 1.1])
 def test_no_share_is_refused(tau: float) -> None:
     with pytest.raises(ValueError, match="share of the attention"):

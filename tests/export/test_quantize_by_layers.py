@@ -144,7 +144,7 @@ def test_an_exports_manifest_says_method_and_set_and_its_reference_is_the_same_n
     text.write_text("The quick brown fox jumps over the lazy dog. " * 40)
     recipe = Recipe(backends=("onnx",), method="gptq")
     manifest = export(folder, tmp_path / "bundle", recipe, calibration=text)
-    assert (manifest.quantization.method, manifest.quantization.recipe.method) == ("gptq-1", "gptq")
+    assert (manifest.quantization.method, manifest.quantization.recipe.method) == ("gptq-2", "gptq")
     assert manifest.quantization.recipe.calibration == digest(text) != digest(None)
     report = handlens.check(tmp_path / "bundle", folder)
     assert report.passed

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from handlens_export.checkpoint.read import read
+from handlens_export.describe import plan
 from handlens_export.errors import UnsupportedError
 from handlens_export.pipeline import export
 from handlens_export.recipe import Recipe
@@ -89,6 +91,21 @@ def test_asking_the_same_again_gives_the_same(bundle: Path) -> None:
     assert answer(engine, question) == first and engine.stats.reused_tokens == 0
     answer(engine, [Message("user", f"{LONG} More.")])
     assert answer(engine, question) == first
+
+
+def test_what_is_done_ahead_are_the_pictures(bundle: Path) -> None:
+    """Rows of a prompt that is not whole yet would have to run again."""
+    engine = Engine(bundle, sparse=True)
+    engine.prefill([Message("user", "", (picture(0),))])
+    assert engine.stats.tiles > 0 and engine._decoder.position == 0
+    answer(engine, [Message("user", LONG, (picture(0),))])
+    assert engine.stats.tiles == 0 and engine.stats.sparse_tokens > 0
+
+
+def test_a_context_too_short_to_choose_in_is_refused(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    checkpoint = read(tiny_checkpoint("llama", tmp_path / "tiny"))
+    with pytest.raises(UnsupportedError, match="--context of 200 does not hold"):
+        plan(checkpoint, Recipe(("onnx",), context=200, tau=0.9))
 
 
 def test_a_backend_without_it_refuses_before_any_work() -> None:

@@ -55,7 +55,9 @@ def added_bytes(config: DecoderConfig, recipe: Recipe, shapes: Mapping[str, Shap
     rows = SEQUENCES * length * config.width
     gated = SEQUENCES * length * config.mlp_width
     layer = sum(rows * columns for rows, columns in _linears(shapes)) // config.layers
-    rounding = 2 * rows + gated + layer + HELD * max(columns for _, columns in _linears(shapes)) ** 2
+    rounding = 2 * rows + gated + layer
+    if recipe.method in ("gptq", "rsq"):
+        rounding += HELD * max(columns for _, columns in _linears(shapes)) ** 2
     smoothing = 2 * rows + ALPHAS * COMPARED * length * config.width + 3 * layer
     return FLOAT * max(rounding if recipe.method != "round" else 0, smoothing if recipe.smooth else 0)
 

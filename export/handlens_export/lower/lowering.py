@@ -26,7 +26,8 @@ class LoweringSpec:
     context: int
     """Cache length in tokens."""
     max_chunk: int
-    """Most tokens in one decoder pass: max(chunk, tokens of one encoder output, or the context if not causal)."""
+    """Most tokens in one decoder pass: max(chunk, tokens of one encoder output), or the context where a prompt is
+    one pass: not causal, or with tokens chosen."""
     kv: KVFormat
     bos_id: int | None
     eos_ids: tuple[int, ...]

@@ -2,8 +2,8 @@
 
 Measured on onnxruntime 1.32 (CPU), and what the eager forward repeats: keys are rotated, then this step's keys and
 values are rounded into the cache with static scales, and attention reads the rounded ones, this step's own included;
-queries and probabilities stay in float. Nothing depends on how a prompt is cut into steps. `causal=0` attends to the
-whole cache up to the last row of the step.
+queries and probabilities stay in float. Nothing depends on how a prompt is cut into steps, but where tokens are chosen.
+`causal=0` attends to the whole cache up to the last row of the step.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """ZipVL (arXiv 2410.08584) in plain torch: in each layer, a prompt's tokens that hold `tau` of attention attend to
-one another, and are what the cache keeps. Every other form of it is compared with this one.
+one another, and are what the cache keeps. What programs choose is compared with `chosen` here.
 
     probes' q · all k ─softmax─▶ A ─columns summed──────────────▶ how many: the fewest that make up tau of the sum
                                  └─columns' means over the rows ─▶ which: as many, the largest, in their order
@@ -119,7 +119,7 @@ class SparseAttention(CachedAttention):
         out = q.new_zeros(1, q.shape[1], q.shape[2] * q.shape[3])
         out[:, kept] = attend(q[:, kept], keys, values, self.causal, self.scale)
         if step.prompt:
-            self.kept = kept
+            self.kept, self._generated = kept, []  # queries of an earlier answer are not asked about this prompt
         if self.sparsity.rest == "dropped":
             self.keys, self.values = keys, values
         elif step.prompt:

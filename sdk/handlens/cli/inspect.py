@@ -95,10 +95,21 @@ def _overview(manifest: Manifest) -> list[tuple[str, str]]:
         ("attention", f"{sizes.heads} heads, {sizes.kv_heads} for keys and values, {sizes.head_dim} wide"),
         ("context", f"{sizes.context} tokens, prompt and answer together"),
         ("prefill", f"{sizes.chunk} tokens a pass" if manifest.causal else "whole prompt in one pass (not causal)"),
+        *_sparsity(manifest),
         ("method", f"{manifest.quantization.method}, key-value cache {manifest.quantization.kv}"),
         ("made with", ", ".join(f"{tool} {version}" for tool, version in sorted(manifest.versions.items()))),
         ("size", size(total(manifest))),
     ]
+
+
+def _sparsity(manifest: Manifest) -> list[tuple[str, str]]:
+    chosen = manifest.sparsity
+    if chosen is None:
+        return []
+    said = (
+        f"{chosen.method}, tau {chosen.tau:g}: a prompt of {chosen.least_tokens} tokens or more in one pass, of which "
+    )
+    return [("sparsity", f"{said}each layer keeps what matters to it")]
 
 
 def _parts(manifest: Manifest) -> Table:

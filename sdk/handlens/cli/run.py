@@ -81,6 +81,8 @@ def run(
         raise typer.BadParameter(
             "--show-kept draws one question's picture; give it as PROMPT.", param_hint="--show-kept"
         )
+    if show_kept is not None and sparse is False:
+        raise typer.BadParameter("draws what is left out, and --dense leaves nothing out.", param_hint="--show-kept")
     if max_tokens < 1:
         raise OptionError(f"--max-tokens is {max_tokens}; choose a whole number of at least 1.")
     with interruptible():
@@ -106,9 +108,7 @@ def run(
     else:
         _answer(engine, options, prompt, system, pictures, as_json)
         if show_kept is not None and not write_kept(engine, pictures, show_kept):
-            complain(
-                f"{show_kept} was not written, for all of so short a prompt was kept; --sparse does not keep it all."
-            )
+            complain(f"{show_kept} is not written: the prompt of {engine.stats.prompt_tokens} tokens was kept whole.")
 
 
 def _loaded(
@@ -172,7 +172,7 @@ def statistics(stats: Stats) -> str:
     parts.append(f"prefill {stats.prompt_tokens} tokens{reused} in {_seconds(stats.prefill_s)}")
     if stats.sparse_tokens:
         share = sum(stats.kept_tokens) / len(stats.kept_tokens) / stats.sparse_tokens
-        parts.append(f"{share:.0%} of them kept")
+        parts.append(f"{share:.0%} of {stats.sparse_tokens} kept")
     if stats.time_to_first_token_s is not None:
         parts.append(f"first token {_seconds(stats.time_to_first_token_s)}")
     rate = stats.tokens_per_second
