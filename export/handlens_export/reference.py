@@ -13,6 +13,7 @@ from handlens_export.lower.lowering import LoweringSpec, find
 from handlens_export.measuring import calibration_of
 from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
+from handlens_export.network.zipvl import ZipVL
 from handlens_export.quantize.calibrated import Calibration
 from handlens_export.quantize.kv_scales import load_scales
 from handlens_export.quantize.network import quantize_network
@@ -66,6 +67,7 @@ def reference(bundle: Bundle, planned: Plan, backend: BackendName) -> Network:
         bos_id=planned.bos_id,
         eos_ids=manifest.chat.stop_ids,
         kv_scales=scales,
+        sparsity=None if manifest.sparsity is None else ZipVL(manifest.sparsity.tau),
     )
     return find(backend).reference(network, spec)
 

@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from handlens_export.check import check
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import plan
 from handlens_export.errors import UnsupportedError
 from handlens_export.pipeline import export
 from handlens_export.recipe import Recipe
+from handlens_runtime.backends.onnx import OnnxBackend
 from handlens_runtime.chat import Message
 from handlens_runtime.engine import Engine
 from handlens_runtime.options import Options
@@ -91,6 +93,19 @@ def test_asking_the_same_again_gives_the_same(bundle: Path) -> None:
     assert answer(engine, question) == first and engine.stats.reused_tokens == 0
     answer(engine, [Message("user", f"{LONG} More.")])
     assert answer(engine, question) == first
+
+
+def test_check_judges_the_choice_too(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photograph = Path(__file__).parents[2] / "assets" / "photographs" / "rocket.jpg"
+    report = check(bundle, bundle.parent / "tiny", [photograph])
+    assert report.passed
+    decode = OnnxBackend._decode
+    monkeypatch.setattr(
+        OnnxBackend, "_decode", lambda self, rows, at, tau: decode(self, rows, at, 0.1 if tau < 1 else tau)
+    )
+    damaged = check(bundle, bundle.parent / "tiny", [photograph])
+    failed = {(one.prompt, one.stage) for one in damaged.findings if not one.passed}
+    assert ("the texts together", "prefill") in failed and {stage for _, stage in failed} <= {"prefill", "decode"}
 
 
 def test_what_is_done_ahead_are_the_pictures(bundle: Path) -> None:

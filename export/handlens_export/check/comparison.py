@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from handlens_export.check.report import Distance, Finding, Stage
 from handlens_export.describe import Plan
 from handlens_export.network.network import Network
 from handlens_export.prompt_rows import PreparedPrompt, embed
-from handlens_runtime.backends.base import Array, Backend
+from handlens_runtime.backends.base import Array, Backend, SparseBackend
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.images.decode import open_image
 from handlens_runtime.images.preprocess import prepare
@@ -58,6 +58,8 @@ class _Pass:
     """Logits of the last row, the program's."""
     expected: Array
     """The reference's."""
+    prompt: bool
+    """Whether each layer kept a part of the rows only."""
 
 
 class Comparison:
@@ -116,12 +118,14 @@ class Comparison:
             yield self._finding("embedding", "cosine", _cosine(rows, self._rows[0, text].numpy()))
 
     def _decoder(self) -> Iterator[Finding]:
-        """Prefill by the engine's chunks, then steps of one token along the reference's own answer."""
+        """Prefill by the engine's passes, then steps of one token along the reference's own answer."""
         sizes, rows = self._bundle.manifest.sizes, self._rows
         count = rows.shape[1]
         chunk = sizes.chunk if self._bundle.manifest.causal else count
-        passes = []
-        for begin in range(0, count, chunk):
+        sparsity, passes = self._bundle.manifest.sparsity, []
+        if sparsity is not None and count >= sparsity.least_tokens:  # as the engine runs it
+            passes.append(self._both(rows, self._ids(0, count), 0, prompt=True))
+        for begin in range(0, 0 if passes else count, chunk):
             end = min(begin + chunk, count)
             passes.append(self._both(rows[:, begin:end], self._ids(begin, end), begin))
         prefills = len(passes)
@@ -143,7 +147,8 @@ class Comparison:
         for seed in SEEDS:
             for index, one in enumerate(passes):
                 with torch.no_grad():
-                    moved = self._network.logits(_nudged(one.rows.numpy(), seed + index), one.position)[0, -1].numpy()
+                    nudged = _nudged(one.rows.numpy(), seed + index)
+                    moved = self._network.logits(nudged, one.position, one.prompt)[0, -1].numpy()
                 worst[index] = min(worst[index], _cosine(moved, one.expected))
         return worst
 
@@ -156,13 +161,17 @@ class Comparison:
         keys = self._case.prepared.prompt.keys[begin:end]
         return np.array([0 if isinstance(key, tuple) else key for key in keys], np.int64)
 
-    def _both(self, rows: torch.Tensor, ids: NDArray[np.int64], position: int) -> _Pass:
-        """One decoder pass of the program and of the reference, on the same rows."""
+    def _both(self, rows: torch.Tensor, ids: NDArray[np.int64], position: int, prompt: bool = False) -> _Pass:
+        """One decoder pass of the program and of the reference, on the same rows; of a prompt, each keeps its part."""
         with torch.no_grad():
-            expected = self._network.logits(rows, position)[0, -1].numpy()
+            expected = self._network.logits(rows, position, prompt)[0, -1].numpy()
         inside = self._backend.embed(ids[:1]).ndim == 1
-        found = self._backend.decode(ids if inside else rows[0].numpy(), position)
-        return _Pass(rows, position, found, expected)
+        given = ids if inside else rows[0].numpy()
+        if prompt:
+            found = cast(SparseBackend, self._backend).decode_prompt(given, position)[0]
+        else:
+            found = self._backend.decode(given, position)
+        return _Pass(rows, position, found, expected, prompt)
 
     def _distance(self, found: Array) -> Distance:
         expected = self._case.float_logits

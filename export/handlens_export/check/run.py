@@ -134,6 +134,8 @@ def _cases(bundle: Bundle, planned: Plan, images: Sequence[Path], report: Progre
         (path.name, path, Message("user", QUESTION, images=(path,))) for path in pictures if planned.config.vision
     ]
     messages += [(text[:24], None, Message("user", text)) for text in TEXTS[: 1 if planned.config.vision else 5]]
+    if bundle.manifest.sparsity is not None:  # long enough to be chosen from
+        messages.append(("the texts together", None, Message("user", "\n\n".join(TEXTS))))
     cases = []
     for done, (name, path, message) in enumerate(messages):
         prepared = _cut(prepare_prompt(bundle.manifest, tokenizer, [message]), bundle.manifest.sizes.context)
