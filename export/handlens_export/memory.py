@@ -15,10 +15,6 @@ HEAD_DIM_MULTIPLE = 8
 output."""
 
 
-PROBES = 128
-"""Of a prompt whose tokens are chosen (network.zipvl), rows that are asked what they attend to."""
-
-
 def estimate(
     config: NetworkConfig, recipe: Recipe, context: int, max_chunk: int, parts: Mapping[Part, PartQuantization]
 ) -> MemoryEstimate:
@@ -33,8 +29,8 @@ def estimate(
             linears = [summary for part, summary in parts.items() if part != "embedding"]
             beside = activations(config, max_chunk, TILE_BATCH) + sum(map(_sums, linears))
             if recipe.tau is not None:
-                # The probes' scores and their softmax, then the operator's scores of all rows over the whole buffer.
-                beside += FLOAT_BYTES * config.decoder.heads * max_chunk * max(2 * PROBES, context)
+                # The operator's scores of all rows over the whole buffer; those of the probes before it are fewer.
+                beside += FLOAT_BYTES * config.decoder.heads * max_chunk * context
         backends[backend] = BackendMemory(kv_cache=cache, peak=sum(weights.values()) + cache + beside)
     return MemoryEstimate(
         weights=weights,
