@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from handlens_export.quantize.clip import least_error, on_grid
-from handlens_export.quantize.rounding import snap
+from handlens_export.quantize.rounding import row_blocks, snap
 from handlens_export.quantize.weight import QuantizedWeight
 
 BLOCK = 128
@@ -40,7 +40,7 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int, act_order: bool
     zeros = torch.zeros(columns // group, rows) if bits == 2 else None
     if act_order:
         ahead = w[order.argsort()].view(-1, group, rows)
-        _fix(scales, zeros, slice(None), ahead, bits, importance.view(-1, 1, group))
+        _fix(scales, zeros, slice(0, len(scales)), ahead, bits, importance.view(-1, group))
     for begin in range(0, columns, BLOCK):
         end = min(begin + BLOCK, columns)
         block, errors = w[begin:end].clone(), torch.empty(end - begin, rows)
@@ -51,7 +51,7 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int, act_order: bool
                 # A group wider than a block reaches into columns that have had the corrections of earlier blocks only.
                 ahead = torch.cat((block[column:], w[end : begin + column + group]))[:group]
                 weights = importance[begin + column : begin + column + group]
-                _fix(scales, zeros, slice(at, at + 1), ahead[None], bits, weights)
+                _fix(scales, zeros, slice(at, at + 1), ahead[None], bits, weights[None])
             one, offset = block[column], None if zeros is None else zeros[at]
             near = snap(one, scales[at], offset, bits)
             values[begin + column] = near
@@ -64,10 +64,15 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int, act_order: bool
 
 
 def _fix(scales: Tensor, zeros: Tensor | None, at: slice, groups: Tensor, bits: int, importance: Tensor) -> None:
-    """Choose the grids of some groups (count, group, rows)."""
-    scales[at], offsets = least_error(groups.transpose(1, 2).contiguous(), bits, importance)
-    if zeros is not None and offsets is not None:
-        zeros[at] = offsets
+    """Choose the grids of some groups (count, group, rows), a part at a time that stays in the processor's cache."""
+    for place, group in zip(range(at.start, at.stop), groups, strict=True):
+        weights, end = importance[place - at.start], 0
+        for block in row_blocks(group.T.contiguous()):
+            part = slice(end, end + len(block))
+            end = part.stop
+            scales[place, part], offsets = least_error(block, bits, weights)
+            if zeros is not None and offsets is not None:
+                zeros[place, part] = offsets
 
 
 def _inverse_factor(hessian: Tensor) -> Tensor:
