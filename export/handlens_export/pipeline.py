@@ -36,6 +36,7 @@ from handlens_export.recipe import Recipe
 from handlens_export.stage_cache.store import StageCache
 from handlens_export.stage_cache.tensor_file import let_go
 from handlens_export.transform.transformed import transformed
+from handlens_runtime import heap
 from handlens_runtime.bundle import TOKENIZER, Bundle
 from handlens_runtime.evaluation import read_set
 from handlens_runtime.golden import record
@@ -118,6 +119,8 @@ def export(
         recipe, network, parts = _quantized(planned, parameters, recipe, target_bits, kept, measured, stage)
         if kept.refusal is not None:
             (warn or warnings.warn)(kept.refusal)
+        gc.collect()
+        heap.trim()  # the rows of a calibration are gigabytes, which what is forked from here would have beside its own
         stage.done("quantize")
 
         folder = work.enter_context(staged(target))

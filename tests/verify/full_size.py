@@ -100,6 +100,7 @@ def by_gptq() -> Outcome:
     values: dict[str, object] = {
         "peak, GiB": round(found.resident / GIB, 2),
         "of it anonymous, GiB": round(found.anonymous / GIB, 2),
+        "reached after, minutes": round(found.at / 60, 1),
         "stages that an earlier run had finished": before,
         "minutes": round(found.seconds / 60, 1),
         "processor minutes": round(found.cpu_seconds / 60, 1),

@@ -19,6 +19,8 @@ class Peak:
     resident: int
     """File-backed pages included."""
     anonymous: int
+    at: float
+    """Seconds from the beginning until it was the most resident."""
     seconds: float
     cpu_seconds: float
 
@@ -28,6 +30,7 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
     began = time.monotonic()
     process = subprocess.Popen(command, env=environment)
     resident = anonymous = 0
+    at = 0.0
     cpu: dict[int, float] = {}
     while process.poll() is None:
         pids = _tree(process.pid)
@@ -37,12 +40,14 @@ def run(command: Sequence[str], environment: Mapping[str, str] | None = None) ->
         # Proportions are walked page by page, which takes a third of a core from a tree of gigabytes: only for a peak.
         if sum(one for one, _ in most) > resident or sum(one for _, one in most) > anonymous:
             looked = [_look(pid) for pid in pids]
-            resident = max(resident, sum(pss for pss, _ in looked))
+            found = sum(pss for pss, _ in looked)
+            if found > resident:
+                resident, at = found, time.monotonic() - began
             anonymous = max(anonymous, sum(anon for _, anon in looked))
         time.sleep(SECONDS)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, list(command))
-    return Peak(resident, anonymous, time.monotonic() - began, sum(cpu.values()))
+    return Peak(resident, anonymous, at, time.monotonic() - began, sum(cpu.values()))
 
 
 def _tree(root: int) -> list[int]:

@@ -35,6 +35,7 @@ from handlens_export.quantize.weight import in_float
 from handlens_export.recipe import Recipe
 from handlens_export.stage_cache.store import Stage, StageCache
 from handlens_export.stage_cache.tensor_file import let_go
+from handlens_runtime import heap
 
 CODE = (*SOURCES, "network/*.py", "quantize/*.py", "prompt_rows.py")
 """What the activations depend on, too."""
@@ -97,6 +98,7 @@ def calibrated_layers(
         cached = cast(CachedAttention, layer.attention.cached)
         cached.keys = cached.values = None
         let_go()  # what is mapped of a finished layer
+        heap.trim()  # and its rows, which lie between those of the next
         yield (index + 1) / len(named)
 
 
