@@ -88,10 +88,6 @@ class Recipe:
             raise UnsupportedError("--bits 32 rounds nothing; leave out --method and --smooth, or choose fewer bits.")
         if self.method not in METHODS:
             raise UnsupportedError(f"--method {self.method!r} is not possible; choose one of {', '.join(METHODS)}.")
-        if self.tau is not None and "executorch" in self.backends:
-            raise UnsupportedError(
-                "--sparsity is made for the onnx backend alone so far; add --backend onnx, or leave it out."
-            )
         if self.embedding_bits not in (8, 32):
             raise UnsupportedError(f"--embedding-bits {self.embedding_bits} is not possible; choose 8 or 32.")
         if self.group not in GROUPS:

@@ -9,16 +9,14 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from tiny_networks import network_of, quantize_all
+from sharp_networks import CONTEXT, TAU, kept_by, rows_of, sharp_network
+from tiny_networks import quantize_all
 
 from handlens_export.lower import onnx
 from handlens_export.lower.lowering import LoweringSpec
 from handlens_export.network.network import Network
-from handlens_export.network.rope import tables
 from handlens_export.network.zipvl import ZipVL
 from handlens_export.quantize.kv_scales import calibrate
-
-CONTEXT, TAU = 420, 0.8
 
 
 class Program:
@@ -51,15 +49,6 @@ class Program:
         return torch.from_numpy(logits[0])
 
 
-def sharp_network(**changes) -> Network:
-    """One layer or two whose attention looks at some tokens more than at others."""
-    network = network_of(**changes)
-    network.decoder.cos, network.decoder.sin = tables(network.config.decoder, CONTEXT)
-    for layer in network.decoder.layers:
-        layer.attention.q_proj.weight.mul_(6)
-    return network
-
-
 def made(folder: Path, kv: str, bits: int = 32, **changes) -> tuple[Program, Network]:
     network, scales = sharp_network(**changes), None
     if kv == "int8":
@@ -69,14 +58,6 @@ def made(folder: Path, kv: str, bits: int = 32, **changes) -> tuple[Program, Net
     reference = onnx.reference(copy.deepcopy(network), spec)
     onnx.lower_part("decoder", network, spec, folder, lambda share: None)
     return Program(folder / "onnx" / "decoder.onnx"), reference
-
-
-def rows_of(count: int) -> torch.Tensor:
-    return torch.randn(1, count, 128, generator=torch.Generator().manual_seed(1))
-
-
-def kept_by(reference: Network) -> list[int]:
-    return [layer.attention.cached.keys.shape[1] for layer in reference.decoder.layers]
 
 
 @pytest.mark.parametrize(

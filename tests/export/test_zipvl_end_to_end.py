@@ -27,10 +27,15 @@ OPTIONS = Options(max_tokens=5, temperature=1.0, seed=3)
 @pytest.fixture(scope="module")
 def bundle(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zipvl")
-    manifest = export(tiny_checkpoint("bluelm_v", folder / "tiny"), folder / "bundle", Recipe(("onnx",), tau=0.9))
+    manifest = export(tiny_checkpoint("bluelm_v", folder / "tiny"), folder / "bundle", Recipe(tau=0.9))
     assert manifest.sparsity is not None and manifest.sparsity.tau == 0.9 == manifest.quantization.recipe.tau
     assert manifest.sizes.max_chunk == manifest.sizes.context
     return folder / "bundle"
+
+
+@pytest.fixture(params=["executorch", "onnx"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 def picture(seed: int) -> Image.Image:
@@ -45,8 +50,8 @@ def text(engine: Engine, ids: list[int]) -> str:
     return engine.tokenizer.decode(ids)
 
 
-def test_turns_of_a_chat_equal_a_cold_run_of_the_same_history(bundle: Path) -> None:
-    warm, cold = Engine(bundle, sparse=True), Engine(bundle, sparse=True)
+def test_turns_of_a_chat_equal_a_cold_run_of_the_same_history(bundle: Path, backend: str) -> None:
+    warm, cold = Engine(bundle, backend, sparse=True), Engine(bundle, backend, sparse=True)
     messages: list[Message] = []
     for turn in range(3):
         # A long turn with a picture, whose tokens are chosen, and a short one, which is kept whole, by turns.
@@ -64,9 +69,9 @@ def test_turns_of_a_chat_equal_a_cold_run_of_the_same_history(bundle: Path) -> N
         messages.append(Message("assistant", text(warm, found) or "Yes."))
 
 
-def test_what_is_kept_is_counted_and_a_switch_keeps_all(bundle: Path) -> None:
+def test_what_is_kept_is_counted_and_a_switch_keeps_all(bundle: Path, backend: str) -> None:
     question = [Message("user", LONG, (picture(0),))]
-    sparse, dense = Engine(bundle, sparse=True), Engine(bundle, sparse=False)
+    sparse, dense = Engine(bundle, backend, sparse=True), Engine(bundle, backend, sparse=False)
     answer(sparse, question)
     answer(dense, question)
     stats, layers = sparse.stats, sparse.bundle.manifest.sizes.layers
@@ -78,7 +83,7 @@ def test_what_is_kept_is_counted_and_a_switch_keeps_all(bundle: Path) -> None:
 
 
 def test_a_short_prompt_is_kept_whole_by_itself(bundle: Path) -> None:
-    engine = Engine(bundle)
+    engine = Engine(bundle, "onnx")
     answer(engine, [Message("user", "Hello!")])
     assert engine.stats.sparse_tokens == 0
     answer(engine, [Message("user", LONG * 2)])
@@ -87,7 +92,7 @@ def test_a_short_prompt_is_kept_whole_by_itself(bundle: Path) -> None:
 
 def test_asking_the_same_again_gives_the_same(bundle: Path) -> None:
     """There is no way back into a prompt whose tokens were chosen: it runs again, whole."""
-    engine = Engine(bundle, sparse=True)
+    engine = Engine(bundle, "onnx", sparse=True)
     question = [Message("user", LONG)]
     first = answer(engine, question)
     assert answer(engine, question) == first and engine.stats.reused_tokens == 0
@@ -110,7 +115,7 @@ def test_check_judges_the_choice_too(bundle: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_is_done_ahead_are_the_pictures(bundle: Path) -> None:
     """Rows of a prompt that is not whole yet would have to run again."""
-    engine = Engine(bundle, sparse=True)
+    engine = Engine(bundle, "onnx", sparse=True)
     engine.prefill([Message("user", "", (picture(0),))])
     assert engine.stats.tiles > 0 and engine._decoder.position == 0
     answer(engine, [Message("user", LONG, (picture(0),))])
@@ -123,9 +128,7 @@ def test_a_context_too_short_to_choose_in_is_refused(tiny_checkpoint: Callable[.
         plan(checkpoint, Recipe(("onnx",), context=200, tau=0.9))
 
 
-def test_a_backend_without_it_refuses_before_any_work() -> None:
-    with pytest.raises(UnsupportedError, match="onnx backend alone"):
-        Recipe(tau=0.9)
+def test_a_tau_that_is_no_share_is_refused_before_any_work() -> None:
     for tau in (0, 1.5, True, "much"):
         with pytest.raises(UnsupportedError, match="tau"):
             Recipe(("onnx",), tau=tau)

@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +19,7 @@ from executorch.exir.passes import MemoryPlanningPass
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from handlens_export.lower.executorch_attention import causal_mask, lengths_delegated
+from handlens_export.lower.executorch_attention import FloatCache, causal_mask, lengths_delegated
 from handlens_export.lower.executorch_layers import shorten
 from handlens_export.lower.executorch_leaves import swap
 from handlens_export.lower.executorch_memory import dependencies_as_bits, weights_shared
@@ -26,8 +27,10 @@ from handlens_export.lower.executorch_partitions import passes_remembered, shape
 from handlens_export.lower.executorch_program import Part
 from handlens_export.lower.executorch_program import part as program_part
 from handlens_export.lower.executorch_program import write as write_program
+from handlens_export.lower.executorch_zipvl import Choosing, SparseCache
 from handlens_export.lower.lowering import LoweringSpec, Progress
 from handlens_export.network.attention import Step
+from handlens_export.network.decoder import DecoderLayer
 from handlens_export.network.network import Network
 from handlens_runtime.manifest import BackendGraphs, Graph
 from handlens_runtime.manifest import Tensor as TensorSpec
@@ -57,37 +60,49 @@ class VisionMethod(nn.Module):
 
 
 class DecoderMethod(nn.Module):
-    """`text_decoder`: rows at a start position -> logits of the last row, (1, vocab_size)."""
+    """`text_decoder`: rows at a start position -> logits of the last row, (1, vocab_size).
+
+    `forward` of a text-only program (`embeds`): token ids in place of rows.
+    """
 
     positions: Tensor
 
-    def __init__(self, network: Network, context: int) -> None:
+    def __init__(self, network: Network, context: int, embeds: bool) -> None:
         super().__init__()
         self.decoder = network.decoder
-        self.context = context
+        self.context, self.embeds = context, embeds
         self.register_buffer("positions", torch.arange(context, dtype=torch.float32), persistent=False)
 
     def forward(self, rows: Tensor, start: Tensor) -> Tensor:
-        """(1, t, width), (1,) int64 -> (1, vocab_size)."""
+        """(1, t, width), or (1, t) int64, and (1,) int64 -> (1, vocab_size)."""
+        step = self._step(rows, start)
+        config = self.decoder.config
+        group, t = config.heads // config.kv_heads, rows.shape[1]
+        mask = causal_mask(self.positions, step.position, t, group) if config.causal else None
+        return self._logits(rows, replace(step, extra=mask))
+
+    def _step(self, rows: Tensor, start: Tensor) -> Step:
         t, position = rows.shape[1], cast(int, start[0].item())
         torch._check(position >= 0)  # type: ignore[no-untyped-call]
         torch._check(position + t <= self.context)  # type: ignore[no-untyped-call]
         torch._check(position < self.context)  # type: ignore[no-untyped-call]
-        cos, sin = self.decoder.cos.narrow(0, position, t), self.decoder.sin.narrow(0, position, t)
-        config = self.decoder.config
-        group = config.heads // config.kv_heads
-        mask = causal_mask(self.positions, position, t, group) if config.causal else None
-        hidden = self.decoder(rows, Step(position, cos, sin, extra=mask))
+        return Step(position, self.decoder.cos.narrow(0, position, t), self.decoder.sin.narrow(0, position, t))
+
+    def _logits(self, rows: Tensor, step: Step) -> Tensor:
+        hidden = self.decoder(self.decoder.embedding(rows) if self.embeds else rows, step)
         logits: Tensor = self.decoder.head(hidden[:, -1])
         return logits
 
 
-class TextMethod(DecoderMethod):
-    """`forward` of a text-only program: token ids in place of rows."""
+class SparseDecoderMethod(DecoderMethod):
+    """The same with tokens chosen: also float32 (layers, t), 1 for the rows that each layer kept."""
 
-    def forward(self, rows: Tensor, start: Tensor) -> Tensor:
-        """(1, t) int64, (1,) int64 -> (1, vocab_size)."""
-        return super().forward(self.decoder.embedding(rows), start)
+    def forward(  # type: ignore[override]
+        self, rows: Tensor, start: Tensor, tau: Tensor, lengths: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`tau`, `lengths`: as in `Choosing`."""
+        choosing = Choosing(tau, lengths, self.positions, torch.zeros(self.decoder.config.layers, rows.shape[1]))
+        return self._logits(rows, replace(self._step(rows, start), extra=choosing)), choosing.kept
 
 
 def parts(network: Network) -> tuple[str, ...]:
@@ -118,7 +133,9 @@ def lower_part(part: str, network: Network, spec: LoweringSpec, folder: Path, pr
             programs,
             transform_passes={name: passes.get(name, []) for name in programs},
             partitioner={name: [XnnpackPartitioner()] for name in programs},
-            compile_config=EdgeCompileConfig(_check_ir_validity=False),
+            compile_config=EdgeCompileConfig(
+                _check_ir_validity=False, _core_aten_ops_exception_list=[torch.ops.aten.masked_select.default]
+            ),
             constant_methods=_metadata(network, spec) if part == DECODER else None,
         )
     progress(0.9)
@@ -143,7 +160,13 @@ def join(made: Sequence[Part], folder: Path) -> BackendGraphs:
 
 def reference(network: Network, spec: LoweringSpec) -> Network:
     """See `Lowering.reference`."""
-    swap(network, network.config.decoder, spec.context, spec.kv == "int8")
+    config = network.config.decoder
+    swap(network, config, spec.context, spec.kv == "int8")
+    if spec.sparsity is not None:
+        for index, layer in enumerate(network.decoder.layers):
+            attention = cast(DecoderLayer, layer).attention
+            dense = cast(FloatCache, attention.cached)
+            attention.cached = SparseCache(config, dense, spec.context, index, spec.sparsity)
     return network.eval()
 
 
@@ -151,12 +174,14 @@ def _trace(part: str, network: Network, spec: LoweringSpec) -> dict[str, Exporte
     """One exported program per method of a part, with a dynamic token count."""
     tokens = Dim("tokens", min=1, max=spec.max_chunk)
     start, ids = torch.zeros(1, dtype=torch.int64), torch.zeros((1, 2), dtype=torch.int64)
-    if network.vision is None:
-        text = TextMethod(network, spec.context)
-        return {"forward": _export(text, (ids, start), ({1: tokens}, None))}
-    if part == DECODER:
-        rows, module = torch.zeros(1, 2, network.config.decoder.width), DecoderMethod(network, spec.context)
-        return {"text_decoder": _export(module, (rows, start), ({1: tokens}, None))}
+    if network.vision is None or part == DECODER:
+        text = network.vision is None
+        name, rows = ("forward", ids) if text else ("text_decoder", torch.zeros(1, 2, network.config.decoder.width))
+        module, inputs = DecoderMethod(network, spec.context, text), [rows, start]
+        if spec.sparsity is not None:
+            module = SparseDecoderMethod(network, spec.context, text)
+            inputs += [torch.ones(1), torch.zeros(network.config.decoder.layers, dtype=torch.int64)]
+        return {name: _export(module, tuple(inputs), ({1: tokens}, *(None for _ in inputs[1:])))}
     size = network.vision.config.image_size
     # One tile per call: XNNPACK plans activations for the largest batch, and on a CPU a batch of tiles gains nothing.
     return {

@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import executorch.kernels.quantized  # noqa: F401  registers dequantize_per_tensor's out variant
 import torch
+from executorch.backends.xnnpack._passes.channels_last_tagged_reshape_pass import ChannelsLastTaggedReshapePass
 from executorch.backends.xnnpack.partition.config import xnnpack_config
 from executorch.extension.llm.custom_ops import custom_ops  # noqa: F401  registers update_cache
 from torch import Tensor
 
-from handlens_export.network.attention import CachedAttention, Step, attend
+from handlens_export.network.attention import CachedAttention, Step
 from handlens_export.network.config import DecoderConfig
 from handlens_export.network.rope import rotate
 
@@ -69,20 +70,20 @@ class FloatCache(CachedAttention):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         """As `CachedAttention.forward`. In a trace, `step.extra` is the causal mask, None where all is seen."""
         if not torch.compiler.is_exporting():
-            return self._eager(q, k, v, step)
-        q, k = rotate(q, step.cos, step.sin) * self.scale, rotate(k, step.cos, step.sin)
-        seen = self._update(k[0], v[0], step.position)
+            return super().forward(q, k, v, step)
+        return self.attended(rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin), v, step.position, step.extra)
+
+    def attended(self, q: Tensor, k: Tensor, v: Tensor, position: int, mask: Tensor | None) -> Tensor:
+        """In a trace, as `forward`, q and k rotated: they go into the cache from `position` on."""
+        seen = self._update(k[0], v[0], position)
         t, group = q.shape[1], self.heads // self.kv_heads
-        rows = q.view(t, self.kv_heads, group, self.head_dim).transpose(0, 1)
+        rows = (q * self.scale).view(t, self.kv_heads, group, self.head_dim).transpose(0, 1)
         scores = torch.bmm(rows.reshape(self.kv_heads, t * group, self.head_dim), seen.keys)
         scores = scores if seen.key_scales is None else scores * seen.key_scales
-        weights = torch.softmax(scores if step.extra is None else scores + step.extra, -1)
+        weights = torch.softmax(scores if mask is None else scores + mask, -1)
         weights = weights if seen.value_scales is None else weights * seen.value_scales
         out = torch.bmm(weights, seen.values).view(self.kv_heads, t, group, self.head_dim)
         return out.transpose(0, 1).reshape(1, t, self.heads * self.head_dim)
-
-    def _eager(self, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-        return super().forward(q, k, v, step)
 
     def _update(self, k: Tensor, v: Tensor, position: int) -> Seen:
         """Write k and v, each (t, kv_heads, head_dim)."""
@@ -108,14 +109,10 @@ class Int8Cache(FloatCache):
         for part in ("key", "value"):
             self.register_buffer(f"{part}_scales", torch.ones(self.kv_heads, context, 1, 1))
 
-    def _eager(self, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-        q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
-        k, v = (floats(whole(x / scales_per_token(x))) * scales_per_token(x) for x in (k, v))
-        if self.keys is not None and self.values is not None and step.position:
-            k = torch.cat((self.keys[:, : step.position], k), dim=1)
-            v = torch.cat((self.values[:, : step.position], v), dim=1)
-        self.keys, self.values = k, v
-        return attend(q, k, v, self.causal, self.scale)
+    def stored(self, x: Tensor) -> Tensor:
+        """On the grid of its token and head."""
+        scales = scales_per_token(x)
+        return floats(whole(x / scales)) * scales
 
     def _update(self, k: Tensor, v: Tensor, position: int) -> Seen:
         n, scales = position + k.shape[0], []
@@ -161,15 +158,20 @@ def floats(x: Tensor) -> Tensor:
 
 @contextmanager
 def lengths_delegated() -> Iterator[None]:
-    """While the block runs, XNNPACK's exporter takes nodes over the first n tokens of a cache.
+    """While the block runs, XNNPACK's exporter takes nodes over the first n tokens of a cache, and over chosen tokens.
 
     It refuses every tensor with a length that is read from an input, as n is, since it cannot tell that the length is
-    not zero. XNNPACK itself is given all lengths at each run; here n is at least 1. Left outside as before are those
-    that turn int8 into float: executorch 1.5.1's XNNPACK gives wrong numbers there once n outgrows its first run's.
+    not zero; and asks whether such a tensor's channels come last, which they never do here. XNNPACK itself is given all
+    lengths at each run; here n is at least 1. Left outside as before are those that turn int8 into float: executorch
+    1.5.1's XNNPACK gives wrong numbers there once n outgrows its first run's.
     """
-    refused = xnnpack_config.has_free_unbacked_symbols
+    refused, channels_last = xnnpack_config.has_free_unbacked_symbols, ChannelsLastTaggedReshapePass._is_nhwc_tensor
     xnnpack_config.has_free_unbacked_symbols = lambda value: value.dtype == torch.int8 and refused(value)
+    ChannelsLastTaggedReshapePass._is_nhwc_tensor = staticmethod(
+        lambda value: not refused(value) and channels_last(value)
+    )
     try:
         yield
     finally:
         xnnpack_config.has_free_unbacked_symbols = refused
+        ChannelsLastTaggedReshapePass._is_nhwc_tensor = staticmethod(channels_last)

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from handlens_export.lower.choice import Choice, all_kept
 from handlens_export.lower.onnx_leaves import Attributes
-from handlens_export.lower.onnx_zipvl import Choice
 from handlens_export.memory import HEAD_DIM_MULTIPLE
 from handlens_export.network.attention import CachedAttention, Step, attend
 from handlens_export.network.decoder import Attention
@@ -133,7 +133,7 @@ class GroupQueryAttention(nn.Module):
         if self.choice is None:
             return self._attended(q, k, v, cache, cache.last, cache.total, rotary)
         assert cache.tau is not None and cache.lengths is not None
-        kept = torch.cond(cache.tau[0] < 1, self.choice, _all_kept, (q, k, cache.tau))
+        kept = torch.cond(cache.tau[0] < 1, self.choice, all_kept, (q, k, cache.tau))
         cache.kept.append(kept)
         places = torch.nonzero(kept)[:, 0]
         torch._check(places.shape[0] >= 1)  # type: ignore[no-untyped-call]
@@ -173,7 +173,3 @@ class GroupQueryAttention(nn.Module):
             out = out.view(1, -1, self.heads, self.head_dim + self.pad)[..., : self.head_dim].flatten(2)
         attended: Tensor = out
         return attended
-
-
-def _all_kept(q: Tensor, k: Tensor, tau: Tensor) -> Tensor:
-    return torch.ones(q.shape[1], dtype=torch.bool)

@@ -45,11 +45,16 @@ class CachedAttention(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         """q (1, t, heads, d), k and v (1, t, kv_heads, d) -> (1, t, heads * d); rows see the cache before them."""
         q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+        k, v = self.stored(k), self.stored(v)
         if self.keys is not None and self.values is not None and step.position:
             k = torch.cat((self.keys[:, : step.position], k), dim=1)
             v = torch.cat((self.values[:, : step.position], v), dim=1)
         self.keys, self.values = k, v
         return attend(q, k, v, self.causal, self.scale)
+
+    def stored(self, x: Tensor) -> Tensor:
+        """Rotated keys, or values, (1, t, kv_heads, d) as the cache holds them: here in float."""
+        return x
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Tensor:

@@ -80,15 +80,21 @@ def choose(attention: Tensor, rows: Tensor, causal: bool, tau: float) -> Tensor:
 
     Accumulated scores say how many; scores normalized by how many probes see a token say which.
     """
-    accumulated, t = attention.double().sum(0), attention.shape[1]
+    accumulated = attention.double().sum(0)
     if tau >= 1:
-        return torch.arange(t)
+        return torch.arange(len(accumulated))
     falling = accumulated.sort(descending=True).values.cumsum(0)
     enough = int((falling < tau * falling[-1]).sum()) + 1
+    return largest(attention, rows, causal, min(enough, len(accumulated)))
+
+
+def largest(attention: Tensor, rows: Tensor, causal: bool, count: int) -> Tensor:
+    """Places of as many tokens whose normalized scores are the largest, in order, the last token among them."""
+    accumulated, t = attention.double().sum(0), attention.shape[1]
     seen = (rows[:, None] >= torch.arange(t)).sum(0) if causal else torch.full((t,), len(rows))
     normalized = accumulated / seen  # the last row is a probe, so every token is seen by one
     normalized[-1] = torch.inf
-    return normalized.topk(min(enough, t)).indices.sort().values
+    return normalized.topk(count).indices.sort().values
 
 
 def chosen(q: Tensor, k: Tensor, causal: bool, scale: float, tau: float) -> Tensor:
@@ -115,6 +121,7 @@ class SparseAttention(CachedAttention):
         if not step.position or self.keys is None or self.values is None:
             self.keys, self.values, self._generated = k[:, :0], v[:, :0], []
         kept = self.chosen(q, k) if step.prompt else torch.arange(q.shape[1])
+        k, v = self.stored(k), self.stored(v)
         keys, values = torch.cat((self.keys, k[:, kept]), 1), torch.cat((self.values, v[:, kept]), 1)
         out = q.new_zeros(1, q.shape[1], q.shape[2] * q.shape[3])
         out[:, kept] = attend(q[:, kept], keys, values, self.causal, self.scale)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from handlens_runtime import heap
 from handlens_runtime.backends.base import Array, Backend, Rows
+from handlens_runtime.backends.kept_rows import KeptRows
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.errors import BackendError
 from handlens_runtime.pte import open_program
@@ -64,6 +65,8 @@ class ExecuTorchBackend:
         self._gives_back = self._embedding is not None and table is not None and table.bytes >= LARGE_TABLE
         self._looked_up = 0
         """Rows since pages of the table were given back."""
+        self._sparsity = bundle.manifest.sparsity
+        self._kept = KeptRows(self._sizes.layers) if self._sparsity else None
         self.warnings = tuple(found)
         for warning in found:
             logger.warning(warning)
@@ -106,14 +109,27 @@ class ExecuTorchBackend:
 
     def decode(self, rows: Rows, position: int) -> Array:
         """rows (t, width) or ids (t,) at positions position..position+t-1 -> logits of the last, (vocab_size,)."""
+        logits: Array = self._decode(rows, position, tau=1.0)[0][0]
+        return logits
+
+    def decode_prompt(self, rows: Rows, position: int) -> tuple[Array, NDArray[np.bool_]]:
+        """The same of a whole prompt, of which each layer keeps what matters to it: also which rows, (layers, t)."""
+        assert self._sparsity is not None and self._kept is not None, "this bundle keeps all of a prompt"
+        logits, marks = self._decode(rows, position, self._sparsity.tau)
+        kept = marks > 0.5
+        self._kept.note(position, kept)
+        return logits[0], kept
+
+    def _decode(self, rows: Rows, position: int, tau: float) -> list[Array]:
         if not 1 <= len(rows) <= self._sizes.max_chunk or not 0 <= position <= self._sizes.context - len(rows):
             raise BackendError(
                 f"The decoder was given {len(rows)} rows at position {position}, but it takes 1 to "
                 f"{self._sizes.max_chunk} at a time and {self._sizes.context} in all; shorten the conversation."
             )
         inputs = [rows[None], np.array([position], np.int64)]
-        logits: Array = self._run(self._decoder, "text decoder", inputs)[0][0]
-        return logits
+        if self._kept is not None:
+            inputs += [np.array([tau], np.float32), self._kept.at(position).astype(np.int64)]
+        return self._run(self._decoder, "text decoder", inputs)
 
     def _run(self, method: str, part: str, inputs: Sequence[NDArray[Any]]) -> list[Array]:
         with _reported(part, f"The {part} failed"):

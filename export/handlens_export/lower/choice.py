@@ -1,5 +1,5 @@
-"""ZipVL's choice of a prompt's tokens inside an ONNX program, on ONNX Runtime's own operators: what `network.zipvl`
-chooses, the sums in float32.
+"""ZipVL's choice of a prompt's tokens inside a program, on operators that ONNX Runtime and ExecuTorch both have: what
+`network.zipvl` chooses, the sums in float32.
 
 Sorting gives how many: the scores' running sum says after how many of them tau is reached, and the normalized score in
 that place is the least that a chosen token has.
@@ -34,7 +34,7 @@ class Choice(nn.Module):
         """q (1, t, heads, d) and k (1, t, kv_heads, d), rotated, and tau (1,) -> (t,), true where a token is chosen."""
         t, probes = q.shape[1], RECENT + OTHERS
         places = self.places[:t]
-        others = (self.inside * ((t - RECENT) / OTHERS)).long()
+        others = (self.inside * (t - RECENT) / OTHERS).long()
         rows = torch.cat((others, self.places[:RECENT] + (t - RECENT)))
         asked = q[0].index_select(0, rows).transpose(0, 1).reshape(self.kv_heads, -1, q.shape[3])
         scores = (torch.matmul(asked, k[0].permute(1, 2, 0)) * self.scale).view(self.heads, probes, t)
@@ -48,3 +48,8 @@ class Choice(nn.Module):
         normalized = torch.where(places == t - 1, LARGEST, normalized)
         least = torch.topk(normalized, t).values.index_select(0, enough.clamp(max=t - 1).reshape(1))
         return normalized >= least
+
+
+def all_kept(q: Tensor, k: Tensor, tau: Tensor) -> Tensor:
+    """The same where nothing is left out."""
+    return torch.ones(q.shape[1], dtype=torch.bool)
