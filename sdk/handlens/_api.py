@@ -326,16 +326,17 @@ def bench(
     bundle: StrPath | Bundle,
     *,
     backend: BackendName | None = None,
-    vs: Literal["llama.cpp"] | None = None,
+    vs: Literal["llama.cpp", "dense"] | None = None,
     workload: Workload | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Benchmark:
     """Measure how fast a bundle runs on this machine; other work makes it look slower.
 
-    `vs`: take turns with llama.cpp on a GGUF file of the same shape with random weights, kept in the cache folder;
-    needs the extra `bench`. `workload`: prompt lengths, depths of the cache and rounds. Each program runs in a process
-    of its own, with `threads` threads. Raises BundleError, BackendError, OptionError.
+    `vs`: take turns with llama.cpp on a GGUF file of the same shape with random weights, kept in the cache folder,
+    which needs the extra `bench`; or, of a bundle that chooses among a prompt's tokens, with itself keeping all.
+    `workload`: prompt lengths, depths of the cache and rounds. Each program runs in a process of its own, with
+    `threads` threads. Raises BundleError, BackendError, OptionError.
     """
     from handlens_runtime.bench import bench
     from handlens_runtime.bundle import Bundle

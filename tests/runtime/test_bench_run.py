@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from handlens_runtime.bench import Workload
+from handlens_runtime.bench import Workload, bench
 from handlens_runtime.bench.bandwidth import Bandwidth
 from handlens_runtime.bench.bundle_runner import BundleRunner
 from handlens_runtime.bench.results import Benchmark
@@ -31,6 +31,9 @@ class FakeRunner:
     def decode(self, depth, tokens):
         self.log.append((self.name, f"d{depth}"))
         return self.pace * tokens
+
+    def kept(self, depth):
+        return 0.25 if (self.name, depth) == ("ours", 40) else 1.0
 
     def encode_tile(self):
         return 2.0
@@ -92,6 +95,9 @@ def test_rates_ratios_and_shares_come_from_the_same_round(log):
     # Weights, and the rows before each of the steps: 4 + 1 to 4 + 16.
     assert ours.lines[2].step_bytes == 1000 + 10 * np.mean([4 + step for step in range(1, STEPS + 1)])
     assert ours.lines[2].share.mean == pytest.approx(ours.lines[2].step_bytes / 2000)
+    # Where a quarter of the tokens was kept, a step reads as few.
+    assert ours.lines[3].kept == 0.25 and theirs.lines[3].kept == 1
+    assert ours.lines[3].step_bytes == 1000 + 10 * (10 + 17 / 2) < theirs.lines[3].step_bytes
     assert len(ours.load.values) == 2 and ours.load.mean == 0.25 and ours.load_from_start.mean == 1.5
     told = found.to_json()
     assert told["ratios"]["tg16 @ d40"]["samples"] == pytest.approx([3.0, 3.0])
@@ -154,6 +160,50 @@ def test_a_bundle_is_run_in_the_engines_chunks_and_filled_below_a_depth(make_eng
     engine.backend.calls.clear()
     runner.decode(4, 1)
     assert engine.backend.calls == [("decode", 4, 1)]
+
+
+class Choosing:
+    """A fake backend that keeps every second row of a prompt."""
+
+    def __init__(self, plain):
+        self.plain, self.calls = plain, plain.calls
+
+    def embed(self, ids):
+        return self.plain.embed(ids)
+
+    def decode(self, rows, position):
+        return self.plain.decode(rows, position)
+
+    def decode_prompt(self, rows, position):
+        logits = self.plain.decode(rows, position)
+        self.calls[-1] = ("prompt", position, len(rows))
+        return logits, np.arange(2 * len(rows)).reshape(2, -1) % 2 == 0
+
+
+def test_a_prompt_whose_tokens_are_chosen_is_one_pass_and_its_cache_is_never_cut(make_engine):
+    engine = make_engine()
+    engine.backend = Choosing(engine.backend)
+    runner = BundleRunner(engine, sparse=True)
+    runner._least = 40
+    calls = engine.backend.calls
+    runner.prefill(64)
+    runner.prefill(20)  # too short to choose from
+    assert calls == [("prompt", 0, 64), ("decode", 0, 16), ("decode", 16, 4)]
+    calls.clear()
+    runner.decode(64, 2)
+    runner.decode(64, 1)
+    assert calls == [("prompt", 0, 64), ("decode", 64, 1), ("decode", 65, 1), ("decode", 64, 1)]
+    calls.clear()
+    runner.decode(48, 1)
+    runner.decode(8, 1)
+    assert calls == [("prompt", 0, 48), ("decode", 48, 1), ("decode", 0, 8), ("decode", 8, 1)]
+    assert (runner.kept(48), runner.kept(8)) == (0.5, 1.0)
+
+
+def test_a_bundle_that_keeps_all_has_no_dense_twin(make_engine):
+    bundle = make_engine().bundle
+    with pytest.raises(OptionError, match=r"keeps all of a prompt; export it with --sparsity"):
+        bench(bundle, vs="dense")
 
 
 def test_a_picture_goes_the_engines_way_every_time(make_engine):

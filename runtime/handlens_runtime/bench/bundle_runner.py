@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import os
 from time import perf_counter
+from typing import cast
 
 import numpy as np
 from PIL import Image
 
 from handlens_runtime import backends
+from handlens_runtime.backends.base import SparseBackend
 from handlens_runtime.backends.onnx import THREADS_VARIABLE, physical_cores
 from handlens_runtime.bench.runner import FIRST_PROMPT, Opened, Vision
 from handlens_runtime.bundle import Bundle
@@ -21,24 +23,29 @@ from handlens_runtime.stats import Stats, peak_memory_bytes, restart_peak_memory
 from handlens_runtime.stop import StopSignal
 
 
-def open_bundle(path: str, backend: BackendName, threads: int) -> tuple[BundleRunner, Opened]:
-    """Load a bundle, threads set, and answer a first prompt. Raises BundleError, BackendError."""
+def open_bundle(path: str, backend: BackendName, threads: int, sparse: bool | None) -> tuple[BundleRunner, Opened]:
+    """Load a bundle, threads set, and answer a first prompt. Raises BundleError, BackendError.
+
+    `sparse`: whether a long prompt's tokens are chosen; None in a bundle that keeps all.
+    """
     os.environ[THREADS_VARIABLE] = str(threads)
     backends.find(Bundle.load(path, verify=False), backend)  # imports it beforehand: loading is timed without that
     if backend == "executorch" and threads != physical_cores():
         _executorch_threads(threads)
     began = perf_counter()
-    runner = BundleRunner(Engine(path, backend))
+    runner = BundleRunner(Engine(path, backend), sparse=bool(sparse))
     runner.prefill(min(FIRST_PROMPT, runner.longest))
     taken = perf_counter() - began
     kv_bytes = runner.engine.backend.kv_bytes
-    return runner, Opened(name=backend, threads=threads, load_s=taken, kv_bytes=kv_bytes, file=path)
+    name = backend if sparse is None else f"{backend}, {'sparse' if sparse else 'dense'}"
+    return runner, Opened(name=name, threads=threads, load_s=taken, kv_bytes=kv_bytes, file=path)
 
 
 class BundleRunner:
     """An engine, loaded (see `runner.Runner`)."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, sparse: bool = False) -> None:
+        """`sparse`: prompts as long as the manifest says are passes of their own, whose tokens are chosen."""
         self.engine = engine
         self._manifest = engine.bundle.manifest
         sizes = self._manifest.sizes
@@ -49,6 +56,12 @@ class BundleRunner:
         """Prompt rows of the last picture that was encoded."""
         self._filled = 0
         """Positions of the cache that hold something, from 0 on."""
+        sparsity = self._manifest.sparsity if sparse else None
+        self._least = None if sparsity is None else sparsity.least_tokens
+        """Tokens of the shortest prompt whose tokens are chosen."""
+        self._chosen = 0
+        """Tokens of the prompt that was chosen from; a cache of them cannot be cut, as another can."""
+        self._kept: dict[int, float] = {}
 
     def prefill(self, tokens: int) -> float:
         """Seconds of a prompt, in the engine's chunks."""
@@ -58,13 +71,20 @@ class BundleRunner:
 
     def decode(self, depth: int, tokens: int) -> float:
         """Seconds of `tokens` steps; what the cache lacks below `depth` is filled before."""
-        if self._filled < depth:
+        if self._sparse(depth) or self._chosen:
+            if self._chosen != depth:
+                self._fill(0, depth)
+        elif self._filled < depth:
             self._fill(self._filled, depth)
         backend = self.engine.backend
         began = perf_counter()
         for position in range(depth, depth + tokens):
             backend.decode(backend.embed(self._ids[position : position + 1]), position)
         return perf_counter() - began
+
+    def kept(self, depth: int) -> float:
+        """Share of `depth` tokens that were cached."""
+        return self._kept.get(depth, 1.0)
 
     def encode_tile(self) -> float:
         """Seconds of one tile."""
@@ -99,7 +119,7 @@ class BundleRunner:
         ids[: self._picture_rows] = 0  # as the engine looks up a picture's rows
         for begin in range(0, last, self._chunk):
             backend.embed(ids[begin : begin + self._chunk])
-        self._fill(max(0, last - self._chunk), last)
+        self._fill(0 if self._sparse(last) else max(0, last - self._chunk), last)
         self.decode(last, 1)
         return peak_memory_bytes()
 
@@ -109,9 +129,16 @@ class BundleRunner:
 
     def _fill(self, start: int, end: int) -> None:
         backend = self.engine.backend
+        if self._sparse(end):
+            _, kept = cast(SparseBackend, backend).decode_prompt(backend.embed(self._ids[:end]), 0)
+            self._kept[end], self._chosen, self._filled = float(kept.mean()), end, end
+            return
         for begin in range(start, end, self._chunk):
             backend.decode(backend.embed(self._ids[begin : min(begin + self._chunk, end)]), begin)
-        self._filled = max(self._filled, end)
+        self._chosen, self._filled = 0, end if self._chosen else max(self._filled, end)
+
+    def _sparse(self, tokens: int) -> bool:
+        return self._least is not None and tokens >= self._least
 
 
 def _jpeg(width: int, height: int) -> bytes:

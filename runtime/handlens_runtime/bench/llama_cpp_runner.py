@@ -82,6 +82,10 @@ class Peer:
             self._run(1)
         return perf_counter() - began
 
+    def kept(self, depth: int) -> float:
+        """All."""
+        return 1.0
+
     def encode_tile(self) -> float:
         """Not measured: the file has no vision encoder."""
         raise BackendError("llama.cpp's file of the bundle's shape has no vision encoder; bench pictures without --vs.")

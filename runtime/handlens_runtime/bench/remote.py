@@ -36,6 +36,10 @@ class Remote:
         """Seconds of `tokens` steps at `depth`."""
         return float(self._call("decode", depth=depth, tokens=tokens))
 
+    def kept(self, depth: int) -> float:
+        """Share of `depth` tokens that were cached."""
+        return float(self._call("kept", depth=depth))
+
     def encode_tile(self) -> float:
         """Seconds of one tile."""
         return float(self._call("encode_tile"))

@@ -40,6 +40,8 @@ class Line:
     """Weights, scales, keys and values that one step reads; None for a prompt."""
     read_bandwidth: Samples | None
     """Bytes a second that the machine read in the same rounds; None for a prompt."""
+    kept: float = 1.0
+    """Share of the prompt's tokens, or of those before the first that is decoded, that the caches hold."""
 
     @property
     def rate(self) -> Samples:
@@ -61,6 +63,7 @@ class Line:
             "test": self.test.name,
             **asdict(self.test),
             "tokens_per_second": self.rate.to_json(),
+            "kept": self.kept,
             "step_bytes": self.step_bytes,
             "bandwidth_share": None if share is None else share.to_json(),
         }

@@ -30,6 +30,11 @@ from handlens_runtime.errors import OptionError
 from handlens_runtime.manifest import BackendName
 
 Progress = Callable[[str, float], None]
+Peer = Literal["llama.cpp", "dense"]
+_ABOUT_THE_PROMPT = (
+    "Prompts are random tokens: the share of a picture that is kept, and with it the gain, may be another; the numbers "
+    "behind an answer of `handlens run` say it."
+)
 PICTURE = (768, 1536)
 """Width and height in pixels: BlueLM-V-3B's own picture (section 4.3), nine tiles of 384."""
 BUSY = 0.5
@@ -51,6 +56,7 @@ class Entrant:
     loads: list[tuple[float, float]] = field(default_factory=list)
     """Seconds with imports done, and from the process's start."""
     seconds: dict[Trial, list[float]] = field(default_factory=dict)
+    kept: dict[Trial, float] = field(default_factory=dict)
     peak_memory: int = 0
 
 
@@ -58,25 +64,35 @@ def bench(
     bundle: Bundle,
     backend: BackendName | None = None,
     *,
-    vs: Literal["llama.cpp"] | None = None,
+    vs: Peer | None = None,
     workload: Workload | None = None,
     threads: int | None = None,
     progress: Progress | None = None,
 ) -> Benchmark:
-    """Measure a bundle on this machine; with `vs`, in turns with llama.cpp on a GGUF file of the same shape.
+    """Measure a bundle on this machine; with `vs`, in turns with llama.cpp on a GGUF file of the same shape, or, where
+    it chooses among a prompt's tokens, with itself keeping all.
 
     `threads`: the physical cores of this process where left out. Raises BackendError, OptionError.
     """
     if threads is not None and threads < 1:
         raise OptionError(f"--threads is {threads}; choose at least 1.")
+    chooses = bundle.manifest.sparsity is not None
+    if vs == "dense" and not chooses:
+        raise OptionError(
+            f"{bundle.path} keeps all of a prompt; export it with --sparsity zipvl, or leave out --vs dense."
+        )
     busy = _busy(os.getloadavg()[0], os.cpu_count() or 1)
     workload, threads = workload or Workload(), threads or thread_count()
     name = backends.chosen(bundle, backend)
     tests, notes = fitting(workload, bundle.manifest)
     notes = (*busy, *notes)
     longest = max(test.end for test in tests)
-    entrants = [_ours(bundle, name, threads)]
-    if vs is not None:
+    entrants = [_ours(bundle, name, threads, True if chooses else None)]
+    if chooses:
+        notes = (*notes, _ABOUT_THE_PROMPT)
+    if vs == "dense":
+        entrants.append(_ours(bundle, name, threads, False))
+    if vs == "llama.cpp":
         require()
         tell = progress or (lambda _stage, _share: None)
         tell("write a GGUF file of the same shape", 0.0)
@@ -127,6 +143,7 @@ def measure(
         }
         for entrant, runner in zip(entrants, runners, strict=True):
             entrant.peak_memory = runner.peak_memory()
+            entrant.kept = {test: runner.kept(test.tokens if test.depth is None else test.depth) for test in tests}
         pictures = _pictures(runners[0], picture, repeat, done) if picture is not None else None
         peak = runners[0].peak_memory() if pictures is not None else None
         released = runners[0].peak_memory_released() if pictures is not None else None
@@ -185,10 +202,12 @@ def _round(
 
 def _line(entrant: Entrant, test: Trial, bandwidths: Sequence[float | None]) -> Line:
     seconds = Samples(tuple(entrant.seconds[test]))
+    kept = entrant.kept[test]
     if test.depth is None:
-        return Line(test, seconds, None, None)
+        return Line(test, seconds, None, None, kept)
     read = Samples(tuple(value for value in bandwidths if value is not None))
-    return Line(test, seconds, traffic.step_bytes(entrant.weight_bytes, entrant.row_bytes, test.depth, STEPS), read)
+    step = traffic.step_bytes(entrant.weight_bytes, entrant.row_bytes, kept * test.depth, STEPS)
+    return Line(test, seconds, step, read, kept)
 
 
 def _pictures(runner: Runner, size: tuple[int, int], repeat: int, done: _Done) -> Pictures:
@@ -207,8 +226,8 @@ def _pictures(runner: Runner, size: tuple[int, int], repeat: int, done: _Done) -
     )
 
 
-def _ours(bundle: Bundle, backend: BackendName, threads: int) -> Entrant:
-    options = {"path": str(bundle.path), "backend": backend, "threads": threads}
+def _ours(bundle: Bundle, backend: BackendName, threads: int, sparse: bool | None) -> Entrant:
+    options = {"path": str(bundle.path), "backend": backend, "threads": threads, "sparse": sparse}
     return Entrant(
         open=lambda: started("bundle", options),
         weight_bytes=traffic.weight_bytes(bundle.manifest, backend),

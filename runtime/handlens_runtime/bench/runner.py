@@ -41,6 +41,9 @@ class Runner(Protocol):
     def decode(self, depth: int, tokens: int) -> float:
         """Seconds of `tokens` steps of one token, the first with `depth` tokens in the cache; no sampling."""
 
+    def kept(self, depth: int) -> float:
+        """Share of `depth` tokens that the caches held, mean of the layers, when `decode` was last asked for it."""
+
     def encode_tile(self) -> float:
         """Seconds of one tile through vision encoder and projector."""
 

@@ -27,7 +27,7 @@ def cache_bytes(manifest: Manifest, backend: BackendName) -> int:
     return memory.backends[backend].kv_cache if backend in memory.backends else memory.kv_cache
 
 
-def step_bytes(weights: int, row: float, depth: int, steps: int) -> float:
+def step_bytes(weights: int, row: float, depth: float, steps: int) -> float:
     """Mean bytes a step over `steps` steps from `depth` on; `row` is one token's keys and values, all layers."""
     return weights + row * (depth + (steps + 1) / 2)
 

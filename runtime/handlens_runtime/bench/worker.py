@@ -18,7 +18,7 @@ from typing import Any
 from handlens_runtime.bench.runner import Opened, Runner
 from handlens_runtime.errors import HandLensError
 
-CALLS = ("prefill", "decode", "encode_tile", "encode_picture", "peak_memory", "peak_memory_released")
+CALLS = ("prefill", "decode", "kept", "encode_tile", "encode_picture", "peak_memory", "peak_memory_released")
 
 
 def main() -> None:

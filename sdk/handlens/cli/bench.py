@@ -32,7 +32,11 @@ def bench(
     bundle: Annotated[Path, typer.Argument(metavar="BUNDLE", help="Folder of the bundle.", show_default=False)],
     vs: Annotated[
         PeerChoice | None,
-        typer.Option(help="Take turns with this, on a file of the same shape (extra 'bench').", show_default=False),
+        typer.Option(
+            help="Take turns with llama.cpp on a file of the same shape (extra 'bench'), or with the bundle itself "
+            "keeping all of a prompt.",
+            show_default=False,
+        ),
     ] = None,
     backend: Annotated[
         BackendChoice | None, typer.Option(help="What runs it.", show_default="fastest installed")
@@ -106,14 +110,17 @@ def tables(found: Benchmark) -> Iterator[Table]:
 
 
 def _speeds(found: Benchmark) -> Table:
+    lines = found.found.lines
+    kept = ("kept",) if any(line.kept < 1 for line in lines) else ()
     if found.vs is None:
-        table = plain_table("test", "t/s", "of bandwidth")
-        for line in found.found.lines:
-            add_row(table, line.test.name, _pm(line.rate), _percent(line.share))
+        table = plain_table("test", "t/s", "of bandwidth", *kept)
+        for line in lines:
+            add_row(table, line.test.name, _pm(line.rate), _percent(line.share), *(f"{line.kept:.0%}" for _ in kept))
         return table
-    table = plain_table("test", "t/s", "llama.cpp t/s", "ratio", "of bandwidth", "llama.cpp of bandwidth")
-    for ours, theirs, ratio in zip(found.found.lines, found.vs.lines, found.ratios(), strict=True):
-        shares = (_percent(ours.share), _percent(theirs.share))
+    peer = "llama.cpp" if found.vs.name.startswith("llama.cpp") else "dense"
+    table = plain_table("test", "t/s", f"{peer} t/s", "ratio", "of bandwidth", f"{peer} of bandwidth", *kept)
+    for ours, theirs, ratio in zip(lines, found.vs.lines, found.ratios(), strict=True):
+        shares = (_percent(ours.share), _percent(theirs.share), *(f"{ours.kept:.0%}" for _ in kept))
         add_row(table, ours.test.name, _pm(ours.rate), _pm(theirs.rate), _pm(ratio), *shares)
     return table
 
