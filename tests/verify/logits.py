@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from handlens_export.network.network import Network
-from handlens_runtime.backends.base import Array, Backend, Rows
+from handlens_runtime.backends.base import Array, Backend, Rows, SparseBackend
 
 Logits = NDArray[np.float32]
 
@@ -97,6 +97,11 @@ class Recording:
         logits = self._backend.decode(rows, position)
         self.logits.append(logits)
         return logits
+
+    def decode_prompt(self, rows: Rows, position: int) -> tuple[Array, NDArray[np.bool_]]:
+        logits, kept = cast(SparseBackend, self._backend).decode_prompt(rows, position)
+        self.logits.append(logits)
+        return logits, kept
 
 
 @torch.no_grad()

@@ -7,12 +7,15 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import bundles
 
 from handlens_export.reader import evaluation_set
+from handlens_export.reader.draw import Grid
+from handlens_export.reader.stages import MANY
 from handlens_export.recipe import Recipe
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.evaluation import Answer, Evaluation, Question, QuestionSet, evaluate, read_set
@@ -26,8 +29,10 @@ SEED = 0
 """Of the sets; the gate's and the demo's are others."""
 
 
-def questions(name: str, each: int, groups: tuple[str, ...]) -> QuestionSet:
-    """A set of `each` questions of each kind in each of the groups, drawn once per state of the code that draws."""
+def questions(name: str, each: int, groups: tuple[str, ...], grids: Sequence[Grid] = MANY) -> QuestionSet:
+    """A set of `each` questions of each kind in each of the groups about pages of these sizes in tiles, drawn once per
+    state of the code that draws.
+    """
     drawn_by = bundles.digest([bundles.ROOT / "export" / "handlens_export" / "reader"])
     folder = bundles.verify_folder() / "reader" / f"{name}-{drawn_by}"
     if not folder.exists():
@@ -36,7 +41,7 @@ def questions(name: str, each: int, groups: tuple[str, ...]) -> QuestionSet:
         part = folder.with_suffix(".part")
         shutil.rmtree(part, ignore_errors=True)
         print(f"drawing {name}", file=sys.stderr, flush=True)
-        evaluation_set.write(part, each, SEED, names=groups)
+        evaluation_set.write(part, each, SEED, grids, groups)
         part.rename(folder)
     return read_set(folder / "questions.jsonl")
 

@@ -32,6 +32,8 @@ TOPICS = (
     "programs",
     "perplexity",
     "quantizers",
+    "zipvl",
+    "sparse_chat",
     "conversation",
     "judges",
     "stages",

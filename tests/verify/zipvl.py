@@ -1,0 +1,345 @@
+"""Sparse prompts: what the reader's answers and SmolLM2's perplexity lose by the share of tokens that is kept.
+
+The eager network in float chooses as the programs do (`network.zipvl`). Beside it, at equal share of the pictures'
+tokens: the same share in every layer and for every prompt, and FastV (arXiv 2403.06764), which drops pictures' tokens
+behind a layer for good.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from math import ceil
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any, cast
+
+import bundles
+import numpy as np
+import reading
+import torch
+from outcome import Cases, Outcome
+from passages import windows
+from torch import Tensor
+
+from handlens_export.checkpoint.read import read
+from handlens_export.describe import Plan, describe, plan
+from handlens_export.measuring import tokenizer_of
+from handlens_export.network.config import DecoderConfig
+from handlens_export.network.decoder import DecoderLayer
+from handlens_export.network.load import Parameters
+from handlens_export.network.mapped import float_network
+from handlens_export.network.network import Network
+from handlens_export.network.zipvl import SparseAttention, ZipVL, attention_of, largest, probes, swap
+from handlens_export.prompt_rows import prepare_prompt
+from handlens_export.quantize.formats import weigh
+from handlens_export.reader.evaluation_set import USUAL
+from handlens_export.recipe import TAU, Recipe
+from handlens_export.sweep.items import Encoded, answer_items
+from handlens_runtime.bundle import TOKENIZER
+from handlens_runtime.chat import Message
+from handlens_runtime.evaluation import Question, QuestionSet
+from handlens_runtime.evaluation.scoring import paired_interval
+from handlens_runtime.golden.asking import DAY
+from handlens_runtime.manifest import Manifest
+from handlens_runtime.prompt import Key
+from handlens_runtime.tokenizer import Tokenizer
+
+PAIRED, CURVE, BLOCK, STRATA = 5_060, 1_000, 250, 22
+"""Questions of the bar, of the curve, and how many are kept at a time; kinds times groups of them."""
+LEAST_VISION = 500
+"""Tokens of pictures in a prompt."""
+LARGE = ((3, 4), (4, 3), (4, 4))
+"""Pages of as many tiles."""
+TAUS, NOVEL_TAUS = (0.9, 0.95, TAU, 0.99), (0.99, TAU, 0.95, 0.9, 0.8)
+FEWER, POINTS = 0.45, 0.5
+DENSE, ADAPTIVE, FIXED, FASTV, CHUNKED = "dense", "zipvl", "fixed", "fastv", "chunks"
+CHUNKS = (512, 256, 128)
+"""Rows of a pass that chooses for itself."""
+BEHIND = 2
+"""FastV's layers that see all (its K)."""
+LENGTH, FOLLOWING, TEXTS = 1_536, 256, 16
+"""SmolLM2: tokens of a prompt, tokens after it, prompts."""
+
+
+@dataclass
+class Prompt:
+    """What comparisons need to know of the prompt that a network is given."""
+
+    pictures: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    """Which of its rows are a picture's, (t,)."""
+    left: Tensor | None = None
+    """What FastV left, places."""
+
+
+class FixedShare(SparseAttention):
+    """The same share of the tokens in every layer and of every prompt, the choice as ZipVL's."""
+
+    def __init__(self, config: DecoderConfig, share: float) -> None:
+        super().__init__(config, ZipVL(TAU))
+        self.share = share
+
+    def chosen(self, q: Tensor, k: Tensor) -> Tensor:
+        rows = probes(q.shape[1])
+        attention = attention_of(q, k, rows, self.causal, self.scale)
+        return largest(attention, rows, self.causal, ceil(self.share * q.shape[1]))
+
+
+class FastV(SparseAttention):
+    """All tokens up to layer BEHIND; from there on those of the pictures that the last token attended to most there."""
+
+    def __init__(self, config: DecoderConfig, share: float, layer: int, prompt: Prompt) -> None:
+        super().__init__(config, ZipVL(TAU))
+        self.share, self.layer, self.prompt = share, layer, prompt
+
+    def chosen(self, q: Tensor, k: Tensor) -> Tensor:
+        t, pictures = q.shape[1], self.prompt.pictures
+        if self.layer == BEHIND - 1:
+            scores = attention_of(q, k, torch.tensor([t - 1]), self.causal, self.scale)[0]
+            scores = scores.masked_fill(~pictures, torch.inf)
+            count = t - int(pictures.sum()) + round(self.share * int(pictures.sum()))
+            self.prompt.left = scores.topk(count).indices.sort().values
+        if self.layer < BEHIND:
+            return torch.arange(t)
+        assert self.prompt.left is not None
+        return self.prompt.left
+
+
+Found = dict[str, list[Any]]
+"""Of each question: whether it is answered right, tokens of the answer that are right, of how many, tokens of pictures
+and the share of them that is kept; in chunks, how much of the choice is that of the whole prompt."""
+
+
+def by_share() -> Outcome:
+    """ZipVL at its own tau beside all tokens, paired; by tau, and the others at equal share, on fewer questions."""
+    layers = _reader()[0].config.decoder.layers
+    curve = {DENSE: _summary(_answers(DENSE, 0.0, CURVE))}
+    for tau in sorted(TAUS, reverse=True):
+        adaptive = curve[f"{ADAPTIVE} {tau:g}"] = _summary(_answers(ADAPTIVE, tau, CURVE))
+        share, as_much = adaptive["kept"], f"as much as {tau:g}"
+        curve[f"{FIXED}, {as_much}"] = _summary(_answers(FIXED, share, CURVE))
+        behind = round((share * layers - BEHIND) / (layers - BEHIND), 4)  # of the layers that FastV thins out
+        if behind > 0:
+            curve[f"{FASTV}, {as_much}"] = _summary(_answers(FASTV, behind, CURVE))
+        print(curve, file=sys.stderr, flush=True)
+    all_dense, sparse = _answers(DENSE, 0.0, PAIRED), _answers(ADAPTIVE, TAU, PAIRED)
+    pairs = list(zip(sparse["right"], all_dense["right"], strict=True))
+    low, high = paired_interval(sum(a > b for a, b in pairs), sum(a < b for a, b in pairs), len(pairs))
+    kept = float(np.mean(sparse["kept"]))
+    values = {
+        "questions": len(pairs),
+        f"{LEAST_VISION} vision tokens and more, mean": round(float(np.mean(sparse["vision"]))),
+        DENSE: _summary(all_dense),
+        f"{ADAPTIVE} {TAU:g}": _summary(sparse),
+        "points": round(100 * float(np.mean(sparse["right"]) - np.mean(all_dense["right"])), 2),
+        "interval": [round(100 * low, 2), round(100 * high, 2)],
+        f"curve, {CURVE} questions": curve,
+    }
+    bar = f"at most {POINTS} points below dense, its interval included, with {FEWER:.0%} fewer of the pictures' tokens"
+    return Outcome(values, bar, 100 * low >= -POINTS and 1 - kept >= FEWER)
+
+
+def _summary(found: Found) -> dict[str, float]:
+    summary = {
+        "exact": round(float(np.mean(found["right"])), 4),
+        "tokens": round(sum(found["hits"]) / sum(found["tokens"]), 4),
+        "kept": round(float(np.mean(found["kept"])), 4),
+    }
+    return {**summary, "alike": round(float(np.mean(found["same"])), 4)} if found["same"] else summary
+
+
+def _answers(kind: str, amount: float, count: int) -> Found:
+    """The first `count` questions by one way of choosing."""
+    found: Found = {}
+    for begin in range(0, count, BLOCK):
+        name = f"{kind}-{amount:g}-{begin}"
+        block = _state_remembered(name, partial(_block, kind, amount, begin, min(BLOCK, count - begin)))
+        for key, values in block.items():
+            found.setdefault(key, []).extend(values)
+    return found
+
+
+def _state_remembered(name: str, compute: Callable[[], Any]) -> Any:
+    """As `bundles.remembered`, and computed again where this check is another."""
+    state = bundles.digest([bundles.ROOT / "tests" / "verify" / "zipvl.py"])
+    return bundles.remembered(f"zipvl-{state}-{name}", compute)
+
+
+@torch.no_grad()
+def _block(kind: str, amount: float, begin: int, count: int) -> Found:
+    _, manifest, tokenizer, _ = _reader()
+    prompt = Prompt()
+    network, leaves = _network(kind, amount, prompt)
+    found: Found = {"right": [], "hits": [], "tokens": [], "kept": [], "vision": [], "same": []}
+    encoded: Encoded = {}
+    page = None
+    for question in _asked()[begin : begin + count]:
+        if question.image != page:
+            encoded, page = {}, question.image
+        (item,) = answer_items(replace(_questions(), questions=(question,)), manifest, tokenizer)
+        keys = _keys(question)
+        prompt.pictures, prompt.left = torch.tensor([isinstance(key, tuple) for key in keys]), None
+        rows = item.rows(network, encoded)
+        length = item.first + 1
+        assert length == len(keys)
+        chosen = _prompt(network, rows[:, :length], leaves, length)
+        if kind == CHUNKED:
+            whole, chosen = chosen, _prompt(network, rows[:, :length], leaves, int(amount))
+            found["same"].append(_alike(chosen.kept, whole.kept))
+        logits = [chosen.logits]
+        if rows.shape[1] > length:
+            logits.append(network.logits(rows[:, length:], length)[0])
+        best = torch.cat(logits).argmax(-1)
+        hits = best == item.expected
+        ends = int(item.expected[-1]) in item.stops and int(best[-1]) in item.stops
+        found["right"].append(bool(hits[:-1].all()) and (ends or bool(hits[-1])))
+        found["hits"].append(int(hits.sum()))
+        found["tokens"].append(len(hits))
+        found["kept"].append(_share(chosen.kept, prompt.pictures))
+        found["vision"].append(int(prompt.pictures.sum()))
+    print(f"{kind} {amount:g}: questions {begin} to {begin + count}", file=sys.stderr, flush=True)
+    return found
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A prompt's last logits (1, vocab_size), and each layer's chosen places."""
+
+    logits: Tensor
+    kept: list[Tensor]
+
+
+def _prompt(network: Network, rows: Tensor, leaves: Sequence[SparseAttention], chunk: int) -> Chosen:
+    """In passes of `chunk`, each of which chooses among its own rows; the last may be longer, none is shorter."""
+    length, logits, kept = rows.shape[1], torch.zeros(0), [[torch.zeros(0, dtype=torch.long)] for _ in leaves]
+    begins = list(range(0, max(1, length - chunk + 1), chunk))
+    for begin, end in zip(begins, [*begins[1:], length], strict=True):
+        logits = network.logits(rows[:, begin:end], begin, prompt=bool(leaves))[0, -1:]
+        for places, leaf in zip(kept, leaves, strict=True):
+            places.append(cast(Tensor, leaf.kept) + begin)
+    return Chosen(logits, [torch.cat(places) for places in kept])
+
+
+def _share(kept: Sequence[Tensor], pictures: Tensor) -> float:
+    """Of the pictures' tokens, mean over the layers."""
+    return float(np.mean([float(pictures[places].sum() / pictures.sum()) for places in kept])) if kept else 1.0
+
+
+def _alike(kept: Sequence[Tensor], others: Sequence[Tensor]) -> float:
+    """Of the tokens that one or the other keeps, the share that both do, mean over the layers."""
+    sets = [(set(a.tolist()), set(b.tolist())) for a, b in zip(kept, others, strict=True)]
+    return float(np.mean([len(a & b) / len(a | b) for a, b in sets]))
+
+
+def _network(kind: str, amount: float, prompt: Prompt) -> tuple[Network, list[SparseAttention]]:
+    planned, _, _, parameters = _reader()
+    network, config = float_network(parameters, planned.config, planned.context), planned.config.decoder
+    make: dict[str, Callable[[int], SparseAttention]] = {
+        ADAPTIVE: lambda layer: SparseAttention(config, ZipVL(amount)),
+        FIXED: lambda layer: FixedShare(config, amount),
+        FASTV: lambda layer: FastV(config, amount, layer, prompt),
+        CHUNKED: lambda layer: SparseAttention(config, ZipVL(TAU)),
+    }
+    if kind == DENSE:
+        return network, []
+    leaves = [make[kind](layer) for layer in range(config.layers)]
+    for layer, leaf in zip(network.decoder.layers, leaves, strict=True):
+        cast(DecoderLayer, layer).attention.cached = leaf
+    return network, leaves
+
+
+def _keys(question: Question) -> tuple[Key, ...]:
+    _, manifest, tokenizer, _ = _reader()
+    assert question.image is not None
+    said = [Message("user", question.question, images=(question.image,))]
+    return prepare_prompt(manifest, tokenizer, said, now=lambda: DAY).prompt.keys
+
+
+@cache
+def _questions() -> QuestionSet:
+    return reading.questions("zipvl", -(-PAIRED // STRATA), USUAL, LARGE)
+
+
+@cache
+def _asked() -> list[Question]:
+    """PAIRED of them that have enough tokens of pictures, in an order of their own, so that a part is like all."""
+    enough: dict[Path, bool] = {}
+    found = []
+    for question in _questions().questions:
+        if question.image is not None and question.image not in enough:
+            pictures = sum(isinstance(key, tuple) for key in _keys(question))
+            enough[question.image] = pictures >= LEAST_VISION
+        if question.image is not None and enough[question.image]:
+            found.append(question)
+    pages = sorted({cast(Path, question.image) for question in found})
+    Random(0).shuffle(pages)
+    place = {page: index for index, page in enumerate(pages)}
+    found.sort(key=lambda question: place[cast(Path, question.image)])
+    assert len(found) >= PAIRED, f"{len(found)} questions are about pages that large"
+    return found[:PAIRED]
+
+
+@cache
+def _reader() -> tuple[Plan, Manifest, Tokenizer, Parameters]:
+    planned = plan(read(reading.CHECKPOINT), Recipe())
+    parameters = Parameters(planned.checkpoint, planned.family, planned.config)
+    manifest = describe(planned, Recipe(), weigh(parameters.shapes, Recipe()))
+    return planned, manifest, tokenizer_of(planned), parameters
+
+
+def in_chunks() -> Outcome:
+    """Passes that choose among their own rows alone, beside the whole prompt in one."""
+    found = {"in one pass": _summary(_answers(ADAPTIVE, TAU, CURVE))}
+    found |= {f"in passes of {chunk}": _summary(_answers(CHUNKED, chunk, CURVE)) for chunk in CHUNKS}
+    return Outcome({"questions": CURVE, "by pass": found}, "reported", True)
+
+
+def of_a_novel() -> Outcome:
+    """SmolLM2's perplexity on what follows a long prompt of which each layer keeps a share."""
+    found = {
+        "all": _state_remembered("novel-1", partial(_following, 1.0)),
+        **{f"{tau:g}": _state_remembered(f"novel-{tau:g}", partial(_following, tau)) for tau in NOVEL_TAUS},
+    }
+    values = {"prompts": TEXTS, "tokens of each": LENGTH, "tokens after it": FOLLOWING, "by tau": found}
+    whole = found["all"]["perplexity"]
+    return Outcome(values, "reported; the smaller tau, the less is kept", _falls(found) and whole > 1)
+
+
+def _falls(found: dict[str, dict[str, float]]) -> bool:
+    kept = [one["kept"] for one in found.values()]
+    return kept == sorted(kept, reverse=True)
+
+
+@torch.no_grad()
+def _following(tau: float) -> dict[str, float]:
+    planned = plan(read(bundles.smollm2_checkpoint()), Recipe())
+    parameters = Parameters(planned.checkpoint, planned.family, planned.config)
+    network = float_network(parameters, planned.config, LENGTH + FOLLOWING)
+    leaves = swap(network.decoder.layers, planned.config.decoder, ZipVL(tau))
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / TOKENIZER
+        file.write_text(planned.checkpoint.tokenizer_json, encoding="utf-8")
+        parts = windows(file, TEXTS * (LENGTH + FOLLOWING), LENGTH + FOLLOWING)
+    scores, kept = [], []
+    for ids in map(torch.tensor, parts):
+        rows = network.decoder.embedding(ids[None])
+        hidden = network.decoder(rows[:, :LENGTH], network.decoder.eager_step(LENGTH, 0, prompt=True))[:, -1:]
+        shares = [len(cast(Tensor, leaf.kept)) / LENGTH for leaf in leaves]
+        after = network.decoder(rows[:, LENGTH:-1], network.decoder.eager_step(FOLLOWING - 1, LENGTH))
+        log_probabilities = network.decoder.head(torch.cat((hidden, after), 1))[0].double().log_softmax(-1)
+        scores.append(log_probabilities.gather(1, ids[LENGTH:, None])[:, 0])
+        kept.append(float(np.mean(shares)))
+    return {
+        "perplexity": round(float(torch.cat(scores).mean().neg().exp()), 3),
+        "kept": round(float(np.mean(kept)), 4),
+    }
+
+
+CASES: Cases = {
+    f"the reader by share kept, {LEAST_VISION} vision tokens and more": by_share,
+    "the reader in chunks that choose for themselves": in_chunks,
+    f"SmolLM2 after {LENGTH} tokens of a novel": of_a_novel,
+}
