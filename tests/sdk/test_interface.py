@@ -18,6 +18,7 @@ from handlens_export.gate import Gate
 from handlens_export.recipe import METHODS, Recipe
 from handlens_runtime import errors as runtime_errors
 from handlens_runtime import manifest
+from handlens_runtime.bench.run import Peer
 from handlens_runtime.errors import HandLensError
 from handlens_runtime.options import Options
 
@@ -55,6 +56,7 @@ def test_choices_are_the_schemas() -> None:
     assert get_args(choices.BackendChoice) == get_args(manifest.BackendName)
     assert get_args(choices.KVChoice) == get_args(manifest.KVFormat)
     assert get_args(choices.MethodChoice) == METHODS
+    assert get_args(choices.PeerChoice) == get_args(Peer)
 
 
 def shown_defaults(verb: str) -> dict[str, object]:

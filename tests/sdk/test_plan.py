@@ -84,7 +84,6 @@ def test_a_limit_that_nothing_keeps_is_one_sentence(runner: CliRunner, checkpoin
         (["--image", "wide"], "such as 768x1536"),
         (["--device", "abacus"], "no device abacus"),
         (["--text", "0"], "at least 1"),
-        (["--sparsity", "zipvl"], "onnx backend alone"),
         (["--backend", "onnx", "--sparsity", "zipvl:tau=2"], "no share of the attention"),
         (["--backend", "onnx", "--sparsity", "zipvl:tau=most"], "zipvl:tau=0.96"),
         (["--backend", "onnx", "--sparsity", "fastv"], "zipvl:tau=0.96"),
