@@ -40,7 +40,7 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int, act_order: bool
     zeros = torch.zeros(columns // group, rows) if bits == 2 else None
     if act_order:
         ahead = w[order.argsort()].view(-1, group, rows)
-        _fix(scales, zeros, slice(0, len(scales)), ahead, bits, importance.view(-1, group))
+        _fix(scales, zeros, 0, ahead, bits, importance.view(-1, group))
     for begin in range(0, columns, BLOCK):
         end = min(begin + BLOCK, columns)
         block, errors = w[begin:end].clone(), torch.empty(end - begin, rows)
@@ -51,7 +51,7 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int, act_order: bool
                 # A group wider than a block reaches into columns that have had the corrections of earlier blocks only.
                 ahead = torch.cat((block[column:], w[end : begin + column + group]))[:group]
                 weights = importance[begin + column : begin + column + group]
-                _fix(scales, zeros, slice(at, at + 1), ahead[None], bits, weights[None])
+                _fix(scales, zeros, at, ahead[None], bits, weights[None])
             one, offset = block[column], None if zeros is None else zeros[at]
             near = snap(one, scales[at], offset, bits)
             values[begin + column] = near
@@ -63,10 +63,12 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int, act_order: bool
     return on_grid([values[order.argsort()].T.contiguous()], [scales.T.contiguous()], [offsets], bits, group)
 
 
-def _fix(scales: Tensor, zeros: Tensor | None, at: slice, groups: Tensor, bits: int, importance: Tensor) -> None:
-    """Choose the grids of some groups (count, group, rows), a part at a time that stays in the processor's cache."""
-    for place, group in zip(range(at.start, at.stop), groups, strict=True):
-        weights, end = importance[place - at.start], 0
+def _fix(scales: Tensor, zeros: Tensor | None, first: int, groups: Tensor, bits: int, importance: Tensor) -> None:
+    """Choose the grids of groups (count, group, rows) from `first` on, a part at a time that stays in the processor's
+    cache; `importance` (count, group).
+    """
+    for place, (group, weights) in enumerate(zip(groups, importance, strict=True), first):
+        end = 0
         for block in row_blocks(group.T.contiguous()):
             part = slice(end, end + len(block))
             end = part.stop

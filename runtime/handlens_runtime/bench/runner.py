@@ -42,7 +42,7 @@ class Runner(Protocol):
         """Seconds of `tokens` steps of one token, the first with `depth` tokens in the cache; no sampling."""
 
     def kept(self, depth: int) -> float:
-        """Share of `depth` tokens that the caches held, mean of the layers, when `decode` was last asked for it."""
+        """Share of a prompt of `depth` tokens that the caches held when it last ran, mean of the layers."""
 
     def encode_tile(self) -> float:
         """Seconds of one tile through vision encoder and projector."""
