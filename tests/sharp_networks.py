@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 import torch
 from tiny_networks import network_of
 
@@ -9,6 +11,15 @@ from handlens_export.network.network import Network
 from handlens_export.network.rope import tables
 
 CONTEXT, TAU = 420, 0.8
+
+
+class Decoder(Protocol):
+    """A program, and how many rows each layer's cache holds; `kept` (layers, t): which of the last pass's."""
+
+    lengths: Any
+    kept: Any
+
+    def decode(self, rows: torch.Tensor, position: int, tau: float) -> torch.Tensor: ...
 
 
 def sharp_network(**changes) -> Network:
@@ -26,3 +37,30 @@ def rows_of(count: int) -> torch.Tensor:
 def kept_by(reference: Network) -> list[int]:
     """Rows in each layer's cache."""
     return [layer.attention.cached.keys.shape[1] for layer in reference.decoder.layers]
+
+
+def converse(program: Decoder, reference: Network, least_cosine: float) -> None:
+    """Prompts and answers; each pass gives the reference's logits and leaves as many rows in each layer's cache."""
+    rows, position = rows_of(CONTEXT), 0
+    for count, prompt in ((170, True), (1, False), (1, False), (140, True), (1, False)):
+        part = rows[:, position : position + count]
+        expected = reference.logits(part, position, prompt)[0, -1]
+        found = program.decode(part, position, TAU if prompt else 1.0)
+        assert torch.cosine_similarity(found, expected, 0) > least_cosine
+        assert program.lengths.tolist() == kept_by(reference)
+        assert (program.kept.sum(1) < count).all() == prompt
+        position += count
+    assert max(program.lengths) < 0.8 * position
+
+
+def go_back(program: Decoder) -> None:
+    """A step behind a prompt gives the same once a later prompt has run and is forgotten: lengths alone tell."""
+    rows = rows_of(300)
+    program.lengths = program.lengths * 0
+    program.decode(rows[:, :170], 0, TAU)
+    after_first = program.lengths.copy()
+    expected = program.decode(rows[:, 170:171], 170, 1.0)
+    program.lengths = after_first
+    program.decode(rows[:, 150:300], 170, TAU)
+    program.lengths = after_first
+    assert torch.equal(program.decode(rows[:, 170:171], 170, 1.0), expected)

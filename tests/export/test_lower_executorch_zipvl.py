@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sharp_networks import CONTEXT, TAU, kept_by, rows_of, sharp_network
+from sharp_networks import CONTEXT, TAU, converse, go_back, rows_of, sharp_network
 from tiny_networks import quantize_all
 
 from handlens_export.lower import executorch
@@ -54,16 +54,7 @@ def made(folder: Path, kv: str, bits: int, **changes) -> tuple[Decoder, Network]
 )
 def test_a_conversation_of_prompts_and_answers_is_the_references(tmp_path, kv, bits, changes):
     decoder, reference = made(tmp_path, kv, bits, **changes)
-    rows, position = rows_of(CONTEXT), 0
-    for count, prompt in ((170, True), (1, False), (1, False), (140, True), (1, False)):
-        part = rows[:, position : position + count]
-        expected = reference.logits(part, position, prompt)[0, -1]
-        found = decoder.decode(part, position, TAU if prompt else 1.0)
-        assert torch.cosine_similarity(found, expected, 0) > 0.999
-        assert decoder.lengths.tolist() == kept_by(reference)
-        assert (decoder.kept.sum(1) < count).all() == prompt
-        position += count
-    assert max(decoder.lengths) < 0.8 * position
+    converse(decoder, reference, 0.999)
 
 
 def test_at_a_tau_of_one_it_is_dense_and_going_back_is_a_matter_of_lengths(tmp_path):
@@ -73,12 +64,4 @@ def test_at_a_tau_of_one_it_is_dense_and_going_back_is_a_matter_of_lengths(tmp_p
     exact = sharp_network(vision=True, layers=1).logits(rows[:, :150])[0, 148:]
     torch.testing.assert_close(torch.stack(found), exact, rtol=1e-3, atol=1e-3)
     assert decoder.lengths.tolist() == [150] * len(decoder.lengths)
-
-    decoder.lengths = np.zeros_like(decoder.lengths)
-    decoder.decode(rows[:, :170], 0, TAU)
-    after_first = decoder.lengths.copy()
-    expected = decoder.decode(rows[:, 170:171], 170, 1.0)
-    decoder.lengths = after_first
-    decoder.decode(rows[:, 150:300], 170, TAU)
-    decoder.lengths = after_first
-    assert torch.equal(decoder.decode(rows[:, 170:171], 170, 1.0), expected)
+    go_back(decoder)

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from sharp_networks import CONTEXT, TAU, kept_by, rows_of, sharp_network
+from sharp_networks import CONTEXT, TAU, converse, go_back, rows_of, sharp_network
 from tiny_networks import quantize_all
 
 from handlens_export.lower import onnx
@@ -71,16 +71,7 @@ def made(folder: Path, kv: str, bits: int = 32, **changes) -> tuple[Program, Net
 )
 def test_a_conversation_of_prompts_and_answers_is_the_references(tmp_path, kv, bits, changes):
     program, reference = made(tmp_path, kv, bits, **changes)
-    rows, position = rows_of(CONTEXT), 0
-    for count, prompt in ((170, True), (1, False), (1, False), (140, True), (1, False)):
-        part = rows[:, position : position + count]
-        expected = reference.logits(part, position, prompt)[0, -1]
-        found = program.decode(part, position, TAU if prompt else 1.0)
-        assert torch.cosine_similarity(found, expected, 0) > 0.9999
-        assert program.lengths.tolist() == kept_by(reference)
-        assert (program.kept.sum(1) < count).all() == prompt
-        position += count
-    assert max(program.lengths) < 0.8 * position
+    converse(program, reference, 0.9999)
 
 
 def test_at_a_tau_of_one_it_is_dense_and_going_back_is_a_matter_of_lengths(tmp_path):
@@ -90,12 +81,4 @@ def test_at_a_tau_of_one_it_is_dense_and_going_back_is_a_matter_of_lengths(tmp_p
     found = program.decode(rows[:, :149], 0, 1.0), program.decode(rows[:, 149:150], 149, 1.0)
     torch.testing.assert_close(torch.stack(found), exact.logits(rows[:, :150])[0, 148:], rtol=1e-3, atol=1e-3)
     assert program.lengths.tolist() == [150] * len(program.lengths)
-
-    program.lengths = np.zeros_like(program.lengths)
-    program.decode(rows[:, :170], 0, TAU)
-    after_first = program.lengths.copy()
-    expected = program.decode(rows[:, 170:171], 170, 1.0)
-    program.lengths = after_first
-    program.decode(rows[:, 150:300], 170, TAU)
-    program.lengths = after_first
-    assert torch.equal(program.decode(rows[:, 170:171], 170, 1.0), expected)
+    go_back(program)

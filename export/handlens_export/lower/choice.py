@@ -33,7 +33,7 @@ class Choice(nn.Module):
     def forward(self, q: Tensor, k: Tensor, tau: Tensor) -> Tensor:
         """q (1, t, heads, d) and k (1, t, kv_heads, d), rotated, and tau (1,) -> (t,), true where a token is chosen."""
         t, probes = q.shape[1], RECENT + OTHERS
-        places = self.places[:t]
+        places = self.places.narrow(0, 0, t)  # a slice would ask whether t is less
         others = (self.inside * (t - RECENT) / OTHERS).long()
         rows = torch.cat((others, self.places[:RECENT] + (t - RECENT)))
         asked = q[0].index_select(0, rows).transpose(0, 1).reshape(self.kv_heads, -1, q.shape[3])

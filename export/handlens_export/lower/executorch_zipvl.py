@@ -63,7 +63,7 @@ class SparseCache(SparseAttention):
         q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
         kept = torch.cond(choosing.tau[0] < 1, self.choice, all_kept, (q, k, choosing.tau))
         choosing.kept = choosing.kept + self.row * kept.float()[None]
-        places = torch.masked_select(self.choice.places[: q.shape[1]], kept)
+        places = torch.masked_select(self.choice.places.narrow(0, 0, q.shape[1]), kept)
         n = places.shape[0]
         torch._check(n >= 1)  # type: ignore[no-untyped-call]
         torch._check(n <= q.shape[1])  # type: ignore[no-untyped-call]
