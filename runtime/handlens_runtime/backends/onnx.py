@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -57,8 +58,8 @@ class OnnxBackend:
         self._embedding = self._session(graphs.embedding)
         self._decoder = self._session(graphs.decoder)
         self._logits = np.zeros((1, self._sizes.vocab_size), np.float32)
-        self._cache = _allocate(graphs.decoder)
         self._sparsity = bundle.manifest.sparsity
+        self._cache = _allocate(graphs.decoder, np.zeros if self._sparsity is None else heap.zeros)
         self._kept = KeptRows(self._sizes.layers) if self._sparsity else None
         self._binding = self._decoder.io_binding()
         for name, buffer in self._cache.items():
@@ -164,13 +165,13 @@ def _session(folder: Path, graph: Graph, threads: int) -> ort.InferenceSession:
         ) from error
 
 
-def _allocate(decoder: Graph) -> dict[str, ort.OrtValue]:
+def _allocate(decoder: Graph, zeros: Callable[[list[int], str], NDArray[Any]]) -> dict[str, ort.OrtValue]:
     """A zeroed buffer for each of the decoder's past inputs, by the name after `past_`."""
     buffers = {}
     for port in decoder.inputs:
         if port.name.startswith("past_"):
             shape = [int(size) for size in port.shape]
-            buffers[port.name.removeprefix("past_")] = ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, port.dtype))
+            buffers[port.name.removeprefix("past_")] = ort.OrtValue.ortvalue_from_numpy(zeros(shape, port.dtype))
     return buffers
 
 
