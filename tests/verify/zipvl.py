@@ -38,7 +38,7 @@ from handlens_export.prompt_rows import prepare_prompt
 from handlens_export.quantize.formats import weigh
 from handlens_export.reader.evaluation_set import USUAL
 from handlens_export.recipe import TAU, Recipe
-from handlens_export.sweep.items import Encoded, answer_items
+from handlens_export.sweep.items import Encoded, Item, answer_items
 from handlens_runtime.bundle import TOKENIZER
 from handlens_runtime.chat import Message
 from handlens_runtime.evaluation import Question, QuestionSet
@@ -48,7 +48,7 @@ from handlens_runtime.manifest import Manifest
 from handlens_runtime.prompt import Key
 from handlens_runtime.tokenizer import Tokenizer
 
-PAIRED, CURVE, BLOCK, STRATA = 5_060, 1_000, 250, 22
+PAIRED, CURVE, BLOCK, STRATA = 5_060, 500, 250, 22
 """Questions of the bar, of the curve, and how many are kept at a time; kinds times groups of them."""
 LEAST_VISION = 500
 """Tokens of pictures in a prompt."""
@@ -113,19 +113,27 @@ Found = dict[str, list[Any]]
 and the share of them that is kept; in chunks, how much of the choice is that of the whole prompt."""
 
 
+Way = tuple[str, float]
+"""Of choosing: its name, and its tau, share or rows of a pass."""
+
+
 def by_share() -> Outcome:
     """ZipVL at its own tau beside all tokens, paired; by tau, and the others at equal share, on fewer questions."""
     layers = _reader()[0].config.decoder.layers
-    curve = {DENSE: _summary(_answers(DENSE, 0.0, CURVE))}
-    for tau in sorted(TAUS, reverse=True):
-        adaptive = curve[f"{ADAPTIVE} {tau:g}"] = _summary(_answers(ADAPTIVE, tau, CURVE))
-        share, as_much = adaptive["kept"], f"as much as {tau:g}"
-        curve[f"{FIXED}, {as_much}"] = _summary(_answers(FIXED, share, CURVE))
+    all_dense, sparse = _answers(((DENSE, 0.0), (ADAPTIVE, TAU)), PAIRED)
+    others = [tau for tau in TAUS if tau != TAU]
+    by_tau = dict(zip(others, _answers([(ADAPTIVE, tau) for tau in others], CURVE), strict=True))
+    by_tau[TAU] = _first(sparse)
+    curve = {DENSE: _summary(_first(all_dense))}
+    curve |= {f"{ADAPTIVE} {tau:g}": _summary(by_tau[tau]) for tau in sorted(by_tau, reverse=True)}
+    equal: dict[str, Way] = {}
+    for tau in sorted(by_tau, reverse=True):
+        share = curve[f"{ADAPTIVE} {tau:g}"]["kept"]
+        equal[f"{FIXED}, as much as {tau:g}"] = FIXED, share
         behind = round((share * layers - BEHIND) / (layers - BEHIND), 4)  # of the layers that FastV thins out
         if behind > 0:
-            curve[f"{FASTV}, {as_much}"] = _summary(_answers(FASTV, behind, CURVE))
-        print(curve, file=sys.stderr, flush=True)
-    all_dense, sparse = _answers(DENSE, 0.0, PAIRED), _answers(ADAPTIVE, TAU, PAIRED)
+            equal[f"{FASTV}, as much as {tau:g}"] = FASTV, behind
+    curve |= zip(equal, map(_summary, _answers(list(equal.values()), CURVE)), strict=True)
     pairs = list(zip(sparse["right"], all_dense["right"], strict=True))
     low, high = paired_interval(sum(a > b for a, b in pairs), sum(a < b for a, b in pairs), len(pairs))
     kept = float(np.mean(sparse["kept"]))
@@ -142,6 +150,10 @@ def by_share() -> Outcome:
     return Outcome(values, bar, 100 * low >= -POINTS and 1 - kept >= FEWER)
 
 
+def _first(found: Found) -> Found:
+    return {key: values[:CURVE] for key, values in found.items()}
+
+
 def _summary(found: Found) -> dict[str, float]:
     summary = {
         "exact": round(float(np.mean(found["right"])), 4),
@@ -151,14 +163,15 @@ def _summary(found: Found) -> dict[str, float]:
     return {**summary, "alike": round(float(np.mean(found["same"])), 4)} if found["same"] else summary
 
 
-def _answers(kind: str, amount: float, count: int) -> Found:
-    """The first `count` questions by one way of choosing."""
-    found: Found = {}
+def _answers(ways: Sequence[Way], count: int) -> list[Found]:
+    """The first `count` questions by each way of choosing; what they have in common is done once."""
+    found: list[Found] = [{} for _ in ways]
+    named = "+".join(f"{kind}-{amount:g}" for kind, amount in ways)
     for begin in range(0, count, BLOCK):
-        name = f"{kind}-{amount:g}-{begin}"
-        block = _state_remembered(name, partial(_block, kind, amount, begin, min(BLOCK, count - begin)))
-        for key, values in block.items():
-            found.setdefault(key, []).extend(values)
+        compute = partial(_block, ways, begin, min(BLOCK, count - begin))
+        for one, block in zip(found, _state_remembered(f"{named}-{begin}", compute), strict=True):
+            for key, values in block.items():
+                one.setdefault(key, []).extend(values)
     return found
 
 
@@ -169,11 +182,11 @@ def _state_remembered(name: str, compute: Callable[[], Any]) -> Any:
 
 
 @torch.no_grad()
-def _block(kind: str, amount: float, begin: int, count: int) -> Found:
+def _block(ways: Sequence[Way], begin: int, count: int) -> list[Found]:
     _, manifest, tokenizer, _ = _reader()
     prompt = Prompt()
-    network, leaves = _network(kind, amount, prompt)
-    found: Found = {"right": [], "hits": [], "tokens": [], "kept": [], "vision": [], "same": []}
+    networks = [_network(kind, amount, prompt) for kind, amount in ways]
+    found: list[Found] = [{key: [] for key in ("right", "hits", "tokens", "kept", "vision", "same")} for _ in ways]
     encoded: Encoded = {}
     page = None
     for question in _asked()[begin : begin + count]:
@@ -181,27 +194,30 @@ def _block(kind: str, amount: float, begin: int, count: int) -> Found:
             encoded, page = {}, question.image
         (item,) = answer_items(replace(_questions(), questions=(question,)), manifest, tokenizer)
         keys = _keys(question)
-        prompt.pictures, prompt.left = torch.tensor([isinstance(key, tuple) for key in keys]), None
-        rows = item.rows(network, encoded)
-        length = item.first + 1
-        assert length == len(keys)
-        chosen = _prompt(network, rows[:, :length], leaves, length)
-        if kind == CHUNKED:
-            whole, chosen = chosen, _prompt(network, rows[:, :length], leaves, int(amount))
-            found["same"].append(_alike(chosen.kept, whole.kept))
-        logits = [chosen.logits]
-        if rows.shape[1] > length:
-            logits.append(network.logits(rows[:, length:], length)[0])
-        best = torch.cat(logits).argmax(-1)
-        hits = best == item.expected
-        ends = int(item.expected[-1]) in item.stops and int(best[-1]) in item.stops
-        found["right"].append(bool(hits[:-1].all()) and (ends or bool(hits[-1])))
-        found["hits"].append(int(hits.sum()))
-        found["tokens"].append(len(hits))
-        found["kept"].append(_share(chosen.kept, prompt.pictures))
-        found["vision"].append(int(prompt.pictures.sum()))
-    print(f"{kind} {amount:g}: questions {begin} to {begin + count}", file=sys.stderr, flush=True)
+        prompt.pictures = torch.tensor([isinstance(key, tuple) for key in keys])
+        rows = item.rows(networks[0][0], encoded)
+        assert item.first + 1 == len(keys)
+        for (kind, amount), (network, leaves), one in zip(ways, networks, found, strict=True):
+            chosen = _prompt(network, rows[:, : len(keys)], leaves, len(keys))
+            if kind == CHUNKED:
+                whole, chosen = chosen, _prompt(network, rows[:, : len(keys)], leaves, int(amount))
+                one["same"].append(_alike(chosen.kept, whole.kept))
+            logits = [chosen.logits]
+            if rows.shape[1] > len(keys):
+                logits.append(network.logits(rows[:, len(keys) :], len(keys))[0])
+            _judge(one, item, torch.cat(logits).argmax(-1))
+            one["kept"].append(_share(chosen.kept, prompt.pictures))
+            one["vision"].append(int(prompt.pictures.sum()))
+    print(f"{ways}: questions {begin} to {begin + count}", file=sys.stderr, flush=True)
     return found
+
+
+def _judge(found: Found, item: Item, best: Tensor) -> None:
+    hits = best == item.expected
+    ends = int(item.expected[-1]) in item.stops and int(best[-1]) in item.stops
+    found["right"].append(bool(hits[:-1].all()) and (ends or bool(hits[-1])))
+    found["hits"].append(int(hits.sum()))
+    found["tokens"].append(len(hits))
 
 
 @dataclass(frozen=True)
@@ -292,8 +308,9 @@ def _reader() -> tuple[Plan, Manifest, Tokenizer, Parameters]:
 
 def in_chunks() -> Outcome:
     """Passes that choose among their own rows alone, beside the whole prompt in one."""
-    found = {"in one pass": _summary(_answers(ADAPTIVE, TAU, CURVE))}
-    found |= {f"in passes of {chunk}": _summary(_answers(CHUNKED, chunk, CURVE)) for chunk in CHUNKS}
+    whole, *parts = _answers([(ADAPTIVE, TAU), *((CHUNKED, float(chunk)) for chunk in CHUNKS)], CURVE)
+    found = {"in one pass": _summary(whole)}
+    found |= {f"in passes of {chunk}": _summary(part) for chunk, part in zip(CHUNKS, parts, strict=True)}
     return Outcome({"questions": CURVE, "by pass": found}, "reported", True)
 
 
