@@ -33,6 +33,7 @@ from handlens_export.quantize.network import quantize_network
 from handlens_export.quantize.stages import one_thread
 from handlens_export.quantize.weight import shallow_copy
 from handlens_export.recipe import Recipe
+from handlens_export.sparsity import effect
 from handlens_export.stage_cache.store import StageCache
 from handlens_export.stage_cache.tensor_file import let_go
 from handlens_export.transform.transformed import transformed
@@ -149,6 +150,9 @@ def export(
         manifest = manifest.model_copy(update={"backends": graphs, "files": file_entries(folder)})
         golden = record(Bundle(folder, manifest), progress=stage.within("record"))
         manifest = write_golden(folder, manifest, golden)
+        if manifest.sparsity is not None:
+            told = manifest.sparsity.model_copy(update={"effect": effect(Bundle(folder, manifest))})
+            manifest = manifest.model_copy(update={"sparsity": told})
         stage.done("record")
 
         if gate is not None and questions is not None:

@@ -152,6 +152,18 @@ class SavedRecipe(_Strict):
     """Of `Sparsity`."""
 
 
+class SparsityEffect(_Strict):
+    """What it did to one prompt when the bundle was made."""
+
+    prompt_tokens: int
+    image_tokens: int
+    """Of these, a photograph's."""
+    kept: tuple[int, ...]
+    """Tokens of the prompt that each layer kept."""
+    divergence: float
+    """Kullback-Leibler, in nats, of the answer's first token from what it is where all are kept."""
+
+
 class Sparsity(_Strict):
     """That each layer keeps the tokens of a prompt that matter to it alone (ZipVL)."""
 
@@ -161,6 +173,8 @@ class Sparsity(_Strict):
     """Share of the attention that the chosen tokens hold at least."""
     least_tokens: Annotated[int, Field(gt=128)]
     """Of a prompt, or of a later turn of one: a shorter one is kept whole, since choosing would take longer."""
+    effect: SparsityEffect | None = None
+    """Measured at export; None where no prompt of its own was long enough."""
 
 
 class Quantization(_Strict):

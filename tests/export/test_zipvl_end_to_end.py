@@ -13,12 +13,17 @@ from handlens_export.check import check
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import plan
 from handlens_export.errors import UnsupportedError
+from handlens_export.photographs import photographs
 from handlens_export.pipeline import export
+from handlens_export.quantize.calibration import TEXTS
 from handlens_export.recipe import Recipe
 from handlens_runtime.backends.onnx import OnnxBackend
+from handlens_runtime.bundle import Bundle
 from handlens_runtime.chat import Message
 from handlens_runtime.engine import Engine
+from handlens_runtime.golden.asking import DAY
 from handlens_runtime.options import Options
+from handlens_runtime.sampler import log_softmax
 
 LONG = "Read every line of it and say which of the words in it you can make out, one after another, please. " * 2
 OPTIONS = Options(max_tokens=5, temperature=1.0, seed=3)
@@ -80,6 +85,21 @@ def test_what_is_kept_is_counted_and_a_switch_keeps_all(bundle: Path, backend: s
     (kept,) = sparse.kept
     assert kept.rows.sum(1).tolist() == stats.kept_tokens and bool(kept.rows[:, -1].all())
     assert dense.stats.sparse_tokens == 0 and dense.kept == [] and dense.stats.kept_tokens == []
+
+
+def test_the_manifest_tells_what_it_did_to_a_prompt(bundle: Path) -> None:
+    effect = Bundle.load(bundle).manifest.sparsity.effect
+    assert effect.image_tokens > 0 and effect.prompt_tokens >= 256
+    said = [TEXTS[0], photographs()[0]]
+    logits = []
+    for sparse in (None, False):
+        engine = Engine(bundle, "executorch", sparse=sparse, now=lambda: DAY)
+        logits.append(log_softmax(engine.next_logits([Message("user", said[0], images=(said[1],))])))
+        if sparse is None:
+            assert engine.stats.kept_tokens == list(effect.kept) and engine.stats.prompt_tokens == effect.prompt_tokens
+    chosen, every = logits
+    assert effect.divergence == pytest.approx(float((np.exp(every) * (every - chosen)).sum()), abs=1e-3)
+    assert effect.divergence > 0
 
 
 def test_a_short_prompt_is_kept_whole_by_itself(bundle: Path) -> None:

@@ -46,6 +46,17 @@ def test_a_gate_that_was_passed_is_shown(runner: CliRunner, bundle: Path, manife
     assert ["onnx", "26", "96.2%", "90.0%", "99.2%", "999999999999…"] in shown
 
 
+def test_what_a_choice_of_tokens_does_is_shown(runner: CliRunner, bundle: Path, manifest: Manifest) -> None:
+    effect = {"prompt_tokens": 400, "image_tokens": 300, "kept": (100, 300), "divergence": 0.25}
+    sparsity = {"tau": 0.9, "least_tokens": 256, "effect": effect}
+    content = Manifest.model_validate({**manifest.model_dump(), "sparsity": sparsity}).model_dump_json().encode()
+    (bundle / "manifest.json").write_bytes(content)
+    (bundle / "manifest.sha256").write_bytes(seal(content))
+    said = " ".join(runner.invoke(app, ["inspect", str(bundle)]).stdout.split())
+    assert "tau 0.9: a prompt of 256 tokens or more" in said
+    assert "50% (25% to 75% by layer) of a prompt of 400 tokens kept, 0.250 nats from keeping all" in said
+
+
 def test_a_damaged_file_is_named(runner: CliRunner, bundle: Path) -> None:
     (bundle / "onnx/decoder.onnx").write_bytes(b"Program")
     result = runner.invoke(app, ["inspect", str(bundle)])

@@ -34,6 +34,7 @@ TOPICS = (
     "quantizers",
     "zipvl",
     "sparse_chat",
+    "sparse_speed",
     "conversation",
     "judges",
     "stages",
@@ -45,7 +46,7 @@ TOPICS = (
     "full_size",
 )
 """In the order of the issue: each a file here, whose CASES are its lines."""
-SHARED = ("bundles.py", "logits.py", "outcome.py", "passages.py", "peak.py", "reading.py")
+SHARED = ("bundles.py", "logits.py", "outcome.py", "passages.py", "peak.py", "planted.py", "reading.py")
 
 
 def main() -> int:

@@ -109,7 +109,13 @@ def _sparsity(manifest: Manifest) -> list[tuple[str, str]]:
     said = (
         f"{chosen.method}, tau {chosen.tau:g}: a prompt of {chosen.least_tokens} tokens or more in one pass, of which "
     )
-    return [("sparsity", f"{said}each layer keeps what matters to it")]
+    rows = [("sparsity", f"{said}each layer keeps what matters to it")]
+    if chosen.effect is not None:
+        tokens, kept = chosen.effect.prompt_tokens, chosen.effect.kept
+        share = f"{sum(kept) / len(kept) / tokens:.0%} ({min(kept) / tokens:.0%} to {max(kept) / tokens:.0%} by layer)"
+        apart = f"{chosen.effect.divergence:.3f} nats from keeping all"
+        rows.append(("measured", f"{share} of a prompt of {tokens} tokens kept, {apart}"))
+    return rows
 
 
 def _parts(manifest: Manifest) -> Table:
