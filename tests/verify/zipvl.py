@@ -33,7 +33,8 @@ from handlens_export.network.decoder import DecoderLayer
 from handlens_export.network.load import Parameters
 from handlens_export.network.mapped import float_network
 from handlens_export.network.network import Network
-from handlens_export.network.zipvl import SparseAttention, ZipVL, attention_of, largest, probes, swap
+from handlens_export.network.zipvl import SparseAttention, ZipVL, attention_of, largest, probes, swap, tally
+from handlens_export.network.zipvl_chunks import ChunkedSparseAttention
 from handlens_export.prompt_rows import prepare_prompt
 from handlens_export.quantize.formats import weigh
 from handlens_export.reader.evaluation_set import USUAL
@@ -58,7 +59,7 @@ TAUS, NOVEL_TAUS = (0.9, 0.95, TAU, 0.99), (0.99, TAU, 0.95, 0.9, 0.8)
 FEWER, POINTS = 0.45, 0.5
 DENSE, ADAPTIVE, FIXED, FASTV, CHUNKED = "dense", "zipvl", "fixed", "fastv", "chunks"
 CHUNKS = (512, 256, 128)
-"""Rows of a pass that chooses for itself."""
+"""Rows of a pass."""
 BEHIND = 2
 """FastV's layers that see all (its K)."""
 LENGTH, FOLLOWING, TEXTS = 1_536, 256, 16
@@ -85,7 +86,7 @@ class FixedShare(SparseAttention):
     def chosen(self, q: Tensor, k: Tensor) -> Tensor:
         rows = probes(q.shape[1])
         attention = attention_of(q, k, rows, self.causal, self.scale)
-        return largest(attention, rows, self.causal, ceil(self.share * q.shape[1]))
+        return largest(*tally(attention, rows, self.causal), ceil(self.share * q.shape[1]))
 
 
 class FastV(SparseAttention):
@@ -229,14 +230,12 @@ class Chosen:
 
 
 def _prompt(network: Network, rows: Tensor, leaves: Sequence[SparseAttention], chunk: int) -> Chosen:
-    """In passes of `chunk`, each of which chooses among its own rows; the last may be longer, none is shorter."""
-    length, logits, kept = rows.shape[1], torch.zeros(0), [[torch.zeros(0, dtype=torch.long)] for _ in leaves]
+    """In passes of `chunk`; the last may be longer, none is shorter."""
+    length, logits = rows.shape[1], torch.zeros(0)
     begins = list(range(0, max(1, length - chunk + 1), chunk))
     for begin, end in zip(begins, [*begins[1:], length], strict=True):
         logits = network.logits(rows[:, begin:end], begin, prompt=bool(leaves))[0, -1:]
-        for places, leaf in zip(kept, leaves, strict=True):
-            places.append(cast(Tensor, leaf.kept) + begin)
-    return Chosen(logits, [torch.cat(places) for places in kept])
+    return Chosen(logits, [cast(Tensor, leaf.kept) for leaf in leaves])
 
 
 def _share(kept: Sequence[Tensor], pictures: Tensor) -> float:
@@ -257,7 +256,7 @@ def _network(kind: str, amount: float, prompt: Prompt) -> tuple[Network, list[Sp
         ADAPTIVE: lambda layer: SparseAttention(config, ZipVL(amount)),
         FIXED: lambda layer: FixedShare(config, amount),
         FASTV: lambda layer: FastV(config, amount, layer, prompt),
-        CHUNKED: lambda layer: SparseAttention(config, ZipVL(TAU)),
+        CHUNKED: lambda layer: ChunkedSparseAttention(config, ZipVL(TAU)),
     }
     if kind == DENSE:
         return network, []
@@ -307,7 +306,7 @@ def _reader() -> tuple[Plan, Manifest, Tokenizer, Parameters]:
 
 
 def in_chunks() -> Outcome:
-    """Passes that choose among their own rows alone, beside the whole prompt in one."""
+    """Passes that choose by what those so far attended to, beside the whole prompt in one."""
     whole, *parts = _answers([(ADAPTIVE, TAU), *((CHUNKED, float(chunk)) for chunk in CHUNKS)], CURVE)
     found = {"in one pass": _summary(whole)}
     found |= {f"in passes of {chunk}": _summary(part) for chunk, part in zip(CHUNKS, parts, strict=True)}
@@ -357,6 +356,6 @@ def _following(tau: float) -> dict[str, float]:
 
 CASES: Cases = {
     f"the reader by share kept, {LEAST_VISION} vision tokens and more": by_share,
-    "the reader in chunks that choose for themselves": in_chunks,
+    "the reader in chunks": in_chunks,
     f"SmolLM2 after {LENGTH} tokens of a novel": of_a_novel,
 }

@@ -63,12 +63,12 @@ def inside_stretches() -> Tensor:
 
 
 def attention_of(q: Tensor, k: Tensor, rows: Tensor, causal: bool, scale: float) -> Tensor:
-    """Attention probabilities (probes, t), averaged over the heads, of `rows` of q (1, t, heads, d) over k
-    (1, t, kv_heads, d).
+    """Attention probabilities (probes, s), averaged over the heads, of `rows` of q (1, t, heads, d) over k
+    (1, s, kv_heads, d), of which q's are the last t places.
     """
-    t, heads = q.shape[1], q.shape[2]
-    hidden = torch.arange(t) > rows[:, None]
-    total = torch.zeros(len(rows), t)
+    s, heads = k.shape[1], q.shape[2]
+    hidden = torch.arange(s) > rows[:, None] + s - q.shape[1]
+    total = torch.zeros(len(rows), s)
     for head in range(heads):  # one at a time: all of a long prompt's would fill memory
         scores = q[0, rows, head] @ k[0, :, head * k.shape[2] // heads].T * scale
         total += (scores.masked_fill(hidden, float("-inf")) if causal else scores).softmax(-1)
@@ -76,22 +76,30 @@ def attention_of(q: Tensor, k: Tensor, rows: Tensor, causal: bool, scale: float)
 
 
 def choose(attention: Tensor, rows: Tensor, causal: bool, tau: float) -> Tensor:
-    """Places of a prompt's chosen tokens, in order, from the attention (probes, t) of its `rows` on it (section 4.2).
+    """A prompt's chosen tokens, places in order, from the attention (probes, t) of its `rows` on it (section 4.2)."""
+    return pick(*tally(attention, rows, causal), tau)
 
-    Accumulated scores say how many; scores normalized by how many probes see a token say which.
+
+def tally(attention: Tensor, rows: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
+    """What each place gets of the attention (probes, s) from places `rows`, and how many of these see it, (s,) each."""
+    s = attention.shape[1]
+    seen = (rows[:, None] >= torch.arange(s)).sum(0) if causal else torch.full((s,), len(rows))
+    return attention.double().sum(0), seen
+
+
+def pick(accumulated: Tensor, seen: Tensor, tau: float, lost: float = 0.0) -> Tensor:
+    """Accumulated scores say how many; scores normalized by how many probes see a token say which. `lost`: the sum of
+    scores of which tau is to be held, beside those of the tokens that are here.
     """
-    accumulated = attention.double().sum(0)
     if tau >= 1:
         return torch.arange(len(accumulated))
     falling = accumulated.sort(descending=True).values.cumsum(0)
-    enough = int((falling < tau * falling[-1]).sum()) + 1
-    return largest(attention, rows, causal, min(enough, len(accumulated)))
+    enough = int((falling < tau * (falling[-1] + lost)).sum()) + 1
+    return largest(accumulated, seen, min(enough, len(accumulated)))
 
 
-def largest(attention: Tensor, rows: Tensor, causal: bool, count: int) -> Tensor:
+def largest(accumulated: Tensor, seen: Tensor, count: int) -> Tensor:
     """Places of as many tokens whose normalized scores are the largest, in order, the last token among them."""
-    accumulated, t = attention.double().sum(0), attention.shape[1]
-    seen = (rows[:, None] >= torch.arange(t)).sum(0) if causal else torch.full((t,), len(rows))
     normalized = accumulated / seen  # the last row is a probe, so every token is seen by one
     normalized[-1] = torch.inf
     return normalized.topk(count).indices.sort().values
