@@ -150,7 +150,7 @@ def export(
         manifest = manifest.model_copy(update={"backends": graphs, "files": file_entries(folder)})
         golden = record(Bundle(folder, manifest), progress=stage.within("record"))
         manifest = write_golden(folder, manifest, golden)
-        if manifest.sparsity is not None:
+        if manifest.sparsity is not None and manifest.sparsity.tau < 1:
             told = manifest.sparsity.model_copy(update={"effect": effect(Bundle(folder, manifest))})
             manifest = manifest.model_copy(update={"sparsity": told})
         stage.done("record")

@@ -102,7 +102,8 @@ class Engine:
             else None
         )
         self._release_encoder = release_encoder
-        self._sparse = sparse
+        self.sparse = sparse
+        """Whether layers keep only what matters to them of a prompt, as above; may be changed between two runs."""
         self.kept: list[Kept] = []
         """Of the latest run's sparse passes over its prompt, which rows each layer kept."""
         self._busy = Lock()
@@ -251,7 +252,7 @@ class Engine:
     def _chooses(self) -> bool:
         """Whether long prompts run as a whole, to leave tokens out."""
         sparsity = self._manifest.sparsity
-        return sparsity is not None and self._sparse is not False and bool(np.float32(sparsity.tau) < 1)
+        return sparsity is not None and self.sparse is not False and bool(np.float32(sparsity.tau) < 1)
 
     def _spans(self, messages: Sequence[Message], pictures: Sequence[Picture], prompt: Prompt) -> list[Span]:
         """Of the prompt, what is to run as a whole, each layer keeping what matters to it."""
@@ -261,7 +262,7 @@ class Engine:
         whole = [(0, len(prompt.keys))]
         if self._manifest.causal:
             whole = asked(self._manifest, self.tokenizer, messages, pictures, prompt, self._now)
-        least = LEAST_SPARSE if self._sparse else sparsity.least_tokens
+        least = LEAST_SPARSE if self.sparse else sparsity.least_tokens
         return [(begin, end) for begin, end in whole if end - begin >= least]
 
     def _passes(self, start: int, count: int, spans: Sequence[Span]) -> Iterator[Span]:

@@ -155,6 +155,7 @@ class SavedRecipe(_Strict):
 class SparsityEffect(_Strict):
     """What it did to one prompt when the bundle was made."""
 
+    backend: BackendName
     prompt_tokens: int
     image_tokens: int
     """Of these, a photograph's."""
@@ -174,7 +175,7 @@ class Sparsity(_Strict):
     least_tokens: Annotated[int, Field(gt=128)]
     """Of a prompt, or of a later turn of one: a shorter one is kept whole, since choosing would take longer."""
     effect: SparsityEffect | None = None
-    """Measured at export; None where no prompt of its own was long enough."""
+    """Measured at export; None where tau keeps all, or where no prompt at hand was long enough."""
 
 
 class Quantization(_Strict):

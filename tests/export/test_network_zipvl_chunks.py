@@ -69,7 +69,7 @@ def test_importance_adds_up_over_chunks_and_what_was_dropped_stays_away() -> Non
 
 
 @pytest.mark.parametrize("chunk", [100, 150])
-def test_the_longer_the_chunk_the_nearer_to_the_whole(chunk: int) -> None:
+def test_chunks_choose_much_of_what_the_whole_prompt_does(chunk: int) -> None:
     network = sharp_network()
     _, whole = in_chunks(network, 0.8, PROMPT)
     _, found = in_chunks(network, 0.8, chunk)
@@ -77,3 +77,8 @@ def test_the_longer_the_chunk_the_nearer_to_the_whole(chunk: int) -> None:
         assert PROMPT - 1 in places.tolist() and places.tolist() == sorted(set(places.tolist()))
         common = set(places.tolist()) & set(expected.tolist())
         assert len(common) / len(set(places.tolist()) | set(expected.tolist())) > 0.5
+
+
+def test_chunks_that_would_keep_the_rest_are_refused() -> None:
+    with pytest.raises(ValueError, match="drop what they do not choose"):
+        ChunkedSparseAttention(sharp_network().config.decoder, ZipVL(0.8, rest="low bits"))

@@ -90,16 +90,26 @@ def test_what_is_kept_is_counted_and_a_switch_keeps_all(bundle: Path, backend: s
 def test_the_manifest_tells_what_it_did_to_a_prompt(bundle: Path) -> None:
     effect = Bundle.load(bundle).manifest.sparsity.effect
     assert effect.image_tokens > 0 and effect.prompt_tokens >= 256
-    said = [TEXTS[0], photographs()[0]]
+    question = [Message("user", TEXTS[0], images=(photographs()[0],))]
     logits = []
     for sparse in (None, False):
-        engine = Engine(bundle, "executorch", sparse=sparse, now=lambda: DAY)
-        logits.append(log_softmax(engine.next_logits([Message("user", said[0], images=(said[1],))])))
+        engine = Engine(bundle, effect.backend, sparse=sparse, now=lambda: DAY)
+        logits.append(log_softmax(engine.next_logits(question)))
         if sparse is None:
             assert engine.stats.kept_tokens == list(effect.kept) and engine.stats.prompt_tokens == effect.prompt_tokens
     chosen, every = logits
     assert effect.divergence == pytest.approx(float((np.exp(every) * (every - chosen)).sum()), abs=1e-3)
     assert effect.divergence > 0
+
+
+def test_the_switch_may_be_turned_between_two_runs(bundle: Path, backend: str) -> None:
+    engine, question = Engine(bundle, backend, sparse=True), [Message("user", LONG, (picture(0),))]
+    first = answer(engine, question)
+    engine.sparse = False
+    whole = Engine(bundle, backend, sparse=False)
+    assert answer(engine, question) == answer(whole, question) and engine.stats.sparse_tokens == 0
+    engine.sparse = True
+    assert answer(engine, question) == first and engine.stats.sparse_tokens > 0
 
 
 def test_a_short_prompt_is_kept_whole_by_itself(bundle: Path) -> None:

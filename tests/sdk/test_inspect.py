@@ -47,7 +47,7 @@ def test_a_gate_that_was_passed_is_shown(runner: CliRunner, bundle: Path, manife
 
 
 def test_what_a_choice_of_tokens_does_is_shown(runner: CliRunner, bundle: Path, manifest: Manifest) -> None:
-    effect = {"prompt_tokens": 400, "image_tokens": 300, "kept": (100, 300), "divergence": 0.25}
+    effect = {"backend": "onnx", "prompt_tokens": 400, "image_tokens": 300, "kept": (100, 300), "divergence": 0.25}
     sparsity = {"tau": 0.9, "least_tokens": 256, "effect": effect}
     content = Manifest.model_validate({**manifest.model_dump(), "sparsity": sparsity}).model_dump_json().encode()
     (bundle / "manifest.json").write_bytes(content)

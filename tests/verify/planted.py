@@ -3,7 +3,7 @@
 Random weights look at all tokens alike, so there is nothing to choose. Here some channels of the residual stream hold
 the same number everywhere; each query gets the same component from them, in the pair of a head's dimensions that turns
 least with position; and there every key holds the same random product of its token. So some tokens are looked at more
-by all queries, more so the larger that component, which is found layer by layer on the tokens that are timed.
+by all queries, more so the larger that component, which is found layer by layer on a prompt, weights in float.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from handlens_export.network.decoder import DecoderLayer
 from handlens_export.network.load import Parameters
 from handlens_export.network.mapped import MappedLinear, float_network
 from handlens_export.network.rope import rotate
-from handlens_export.network.zipvl import ZipVL, attention_of, choose, probes, swap
+from handlens_export.network.zipvl import SparseAttention, ZipVL, swap
 from handlens_export.recipe import TAU, Recipe
 
 CHANNELS, IN_STREAM, IN_QUERIES = 32, 0.1, 4.0
-"""Of the residual stream, and what they hold there and behind the norm: a group of one scale, so that no other weights
-are rounded coarser for it."""
+"""Of the residual stream, and what they hold there and behind the norm: as many as share a scale in a group, so that no
+other weights of the linears are rounded coarser for them."""
 THETA, POSITIONS = 1e6, 32_768
 """Of the rotation: the slowest pair stays where it is over all of a long prompt."""
 TEXT = "language_model.model"
@@ -100,13 +100,13 @@ def _components(folder: Path, ids: Tensor, shares: Sequence[float]) -> dict[str,
 def _adapt(found: dict[str, Tensor], name: str, share: float, layer: nn.Module, x: Tensor, step: Any) -> None:
     norm, attention = cast(DecoderLayer, layer).attention_norm, cast(DecoderLayer, layer).attention
     norm.weight[:CHANNELS] *= IN_QUERIES / norm(x)[..., :CHANNELS].mean()
-    h, heads, head_dim = norm(x), attention.heads, attention.head_dim
+    h, head_dim = norm(x), attention.head_dim
     q_proj = cast(Any, attention.q_proj)
     weight = (q_proj.read() if isinstance(q_proj, MappedLinear) else q_proj.weight).clone()
     weight[:, :CHANNELS] = 0
-    q = nn.functional.linear(h, weight).view(1, -1, heads, head_dim)
+    q = nn.functional.linear(h, weight).view(1, -1, attention.heads, head_dim)
     k = rotate(attention.k_proj(h).view(1, -1, attention.kv_heads, head_dim), step.cos, step.sin)
-    component = _component(q, k, step, share, head_dim)
+    component = _component(cast(SparseAttention, attention.cached), q, k, step, share)
     weight[slowest(head_dim) :: head_dim, :CHANNELS] = component / (CHANNELS * IN_QUERIES)
     attention.q_proj = nn.Linear(weight.shape[1], weight.shape[0], bias=False)
     attention.q_proj.weight = nn.Parameter(weight, requires_grad=False)
@@ -114,15 +114,13 @@ def _adapt(found: dict[str, Tensor], name: str, share: float, layer: nn.Module, 
     found[f"{name}.self_attn.q_proj.weight"] = weight
 
 
-def _component(q: Tensor, k: Tensor, step: Any, share: float, head_dim: int) -> float:
+def _component(leaf: SparseAttention, q: Tensor, k: Tensor, step: Any, share: float) -> float:
     """What to add to every query so that as many of the tokens are chosen: the more, the fewer."""
-    t = q.shape[1]
-    rows, low, high = probes(t), 0.0, MOST
+    low, high = 0.0, MOST
     for _ in range(STEPS):
         middle, turned = (low + high) / 2, q.clone()
-        turned[..., slowest(head_dim)] += middle
-        attention = attention_of(rotate(turned, step.cos, step.sin), k, rows, True, head_dim**-0.5)
-        if len(choose(attention, rows, True, TAU)) > ceil(share * t):
+        turned[..., slowest(q.shape[3])] += middle
+        if len(leaf.chosen(rotate(turned, step.cos, step.sin), k)) > ceil(share * q.shape[1]):
             low = middle
         else:
             high = middle

@@ -109,9 +109,10 @@ class FastV(SparseAttention):
         return self.prompt.left
 
 
+FIELDS = ("right", "hits", "tokens", "vision", "kept", "all", "same")
 Found = dict[str, list[Any]]
-"""Of each question: whether it is answered right, tokens of the answer that are right, of how many, tokens of pictures
-and the share of them that is kept; in chunks, how much of the choice is that of the whole prompt."""
+"""Of each question: whether it is answered right, tokens of the answer that are right, of how many, tokens of pictures,
+the shares of them and of the whole prompt that are kept; in chunks, how much of the choice is the whole prompt's."""
 
 
 Way = tuple[str, float]
@@ -127,36 +128,42 @@ def by_share() -> Outcome:
     by_tau[TAU] = _first(sparse)
     curve = {DENSE: _summary(_first(all_dense))}
     curve |= {f"{ADAPTIVE} {tau:g}": _summary(by_tau[tau]) for tau in sorted(by_tau, reverse=True)}
-    equal: dict[str, Way] = {}
-    for tau in sorted(by_tau, reverse=True):
-        share = curve[f"{ADAPTIVE} {tau:g}"]["kept"]
-        equal[f"{FIXED}, as much as {tau:g}"] = FIXED, share
-        behind = round((share * layers - BEHIND) / (layers - BEHIND), 4)  # of the layers that FastV thins out
-        if behind > 0:
-            equal[f"{FASTV}, as much as {tau:g}"] = FASTV, behind
-    curve |= zip(equal, map(_summary, _answers(list(equal.values()), CURVE)), strict=True)
-    pairs = list(zip(sparse["right"], all_dense["right"], strict=True))
-    low, high = paired_interval(sum(a > b for a, b in pairs), sum(a < b for a, b in pairs), len(pairs))
+    equal: dict[tuple[str, float], Way] = {}
+    for tau, one in by_tau.items():
+        equal[FIXED, tau] = FIXED, round(float(np.mean(one["all"])), 4)
+        behind = (float(np.mean(one["kept"])) * layers - BEHIND) / (layers - BEHIND)
+        if behind > 0:  # what the layers that FastV thins out may keep
+            equal[FASTV, tau] = FASTV, round(behind, 4)
+    for (kind, tau), one in zip(equal, _answers(list(equal.values()), CURVE), strict=True):
+        apart = {f"{ADAPTIVE} beyond it": _paired(by_tau[tau], one)}
+        curve[f"{kind}, as much as {tau:g}"] = _summary(one) | apart
     kept = float(np.mean(sparse["kept"]))
     values = {
-        "questions": len(pairs),
+        "questions": len(sparse["right"]),
         f"{LEAST_VISION} vision tokens and more, mean": round(float(np.mean(sparse["vision"]))),
         DENSE: _summary(all_dense),
         f"{ADAPTIVE} {TAU:g}": _summary(sparse),
-        "points": round(100 * float(np.mean(sparse["right"]) - np.mean(all_dense["right"])), 2),
-        "interval": [round(100 * low, 2), round(100 * high, 2)],
+        "points, and their interval": _paired(sparse, all_dense),
         f"curve, {CURVE} questions": curve,
     }
     bar = f"at most {POINTS} points below dense, its interval included, with {FEWER:.0%} fewer of the pictures' tokens"
-    return Outcome(values, bar, 100 * low >= -POINTS and 1 - kept >= FEWER)
+    return Outcome(values, bar, _paired(sparse, all_dense)[1] >= -POINTS and 1 - kept >= FEWER)
+
+
+def _paired(found: Found, other: Found) -> list[float]:
+    """Points by which more of the questions are answered right, and their 95 % interval."""
+    pairs = list(zip(found["right"], other["right"], strict=True))
+    more, fewer = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    bounds = paired_interval(more, fewer, len(pairs))
+    return [round(100 * one, 2) for one in ((more - fewer) / len(pairs), *bounds)]
 
 
 def _first(found: Found) -> Found:
     return {key: values[:CURVE] for key, values in found.items()}
 
 
-def _summary(found: Found) -> dict[str, float]:
-    summary = {
+def _summary(found: Found) -> dict[str, Any]:
+    summary: dict[str, Any] = {
         "exact": round(float(np.mean(found["right"])), 4),
         "tokens": round(sum(found["hits"]) / sum(found["tokens"]), 4),
         "kept": round(float(np.mean(found["kept"])), 4),
@@ -187,7 +194,7 @@ def _block(ways: Sequence[Way], begin: int, count: int) -> list[Found]:
     _, manifest, tokenizer, _ = _reader()
     prompt = Prompt()
     networks = [_network(kind, amount, prompt) for kind, amount in ways]
-    found: list[Found] = [{key: [] for key in ("right", "hits", "tokens", "kept", "vision", "same")} for _ in ways]
+    found: list[Found] = [{key: [] for key in FIELDS} for _ in ways]
     encoded: Encoded = {}
     page = None
     for question in _asked()[begin : begin + count]:
@@ -208,6 +215,7 @@ def _block(ways: Sequence[Way], begin: int, count: int) -> list[Found]:
                 logits.append(network.logits(rows[:, len(keys) :], len(keys))[0])
             _judge(one, item, torch.cat(logits).argmax(-1))
             one["kept"].append(_share(chosen.kept, prompt.pictures))
+            one["all"].append(_share(chosen.kept, torch.ones(len(keys))))
             one["vision"].append(int(prompt.pictures.sum()))
     print(f"{ways}: questions {begin} to {begin + count}", file=sys.stderr, flush=True)
     return found
@@ -238,9 +246,9 @@ def _prompt(network: Network, rows: Tensor, leaves: Sequence[SparseAttention], c
     return Chosen(logits, [cast(Tensor, leaf.kept) for leaf in leaves])
 
 
-def _share(kept: Sequence[Tensor], pictures: Tensor) -> float:
-    """Of the pictures' tokens, mean over the layers."""
-    return float(np.mean([float(pictures[places].sum() / pictures.sum()) for places in kept])) if kept else 1.0
+def _share(kept: Sequence[Tensor], tokens: Tensor) -> float:
+    """Of these tokens, mean over the layers."""
+    return float(np.mean([float(tokens[places].sum() / tokens.sum()) for places in kept])) if kept else 1.0
 
 
 def _alike(kept: Sequence[Tensor], others: Sequence[Tensor]) -> float:

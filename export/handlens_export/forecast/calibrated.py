@@ -13,8 +13,8 @@ from handlens_export.network.config import DecoderConfig
 from handlens_export.quantize.formats import Shape
 from handlens_export.recipe import LENGTH, SEQUENCES, Recipe
 
-PRODUCTS_PER_SECOND = 108e9
-"""Operations on float32 matrices a second, two cores of a Zen 3."""
+PRODUCTS_PER_SECOND = 90e9
+"""Operations on float32 matrices a second, two cores of a Zen 3: hosts of that kind gave 80 to 108."""
 ROUNDED_PER_SECOND = {"clip": 5e6, "gptq": 8e6, "rsq": 8e6}
 """Weights whose grids are searched, and rounded one column after another, a second, likewise."""
 INVERTED = 2.0

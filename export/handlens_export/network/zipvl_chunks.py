@@ -3,10 +3,12 @@
     chunk ─▶ what its probes attend to, in the cache and in itself ─▶ added to what earlier chunks' attended to there
           ─▶ tau of all attention so far says which are kept, of the cache too ─▶ the others are gone
 
-So importance is accumulated over the chunks so far, and the last one decides once more over all that is left. What an
-early chunk dropped never comes back, which is how it departs from a choice over the whole prompt (how far is measured
-in `tests/verify/zipvl.py`), and the attention that it held counts as lost, or each chunk would lose as much again. The
-programs choose over whole prompts, which their shapes allow.
+So importance is accumulated over the chunks so far, and the last one decides once more over all that is left. It
+departs from a choice over the whole prompt in three ways: an early chunk knows nothing of what later ones look for,
+and what it dropped never comes back; its rows attend to what is kept by then; and each chunk has probes of its own, so
+that the prompt's end counts no more than its middle. The attention that dropped tokens held counts as lost, or each
+chunk would lose as much again. How far it departs is measured (`tests/verify/zipvl.py`); the programs choose over
+whole prompts, which their shapes allow.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ class ChunkedSparseAttention(SparseAttention):
     """Attention over a cache of the tokens that the chunks so far have chosen; of a first prompt, causal."""
 
     def __init__(self, config: DecoderConfig, sparsity: ZipVL) -> None:
+        if sparsity.rest != "dropped":
+            raise ValueError("chunks drop what they do not choose; there is no version that keeps it at low bits")
         super().__init__(config, sparsity)
         self._forget()
 
