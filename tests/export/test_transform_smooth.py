@@ -54,10 +54,11 @@ def test_factors_are_the_papers():
 
 
 @pytest.mark.parametrize(("kind", "most"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
-@pytest.mark.parametrize("family", ["bluelm_v", "llama", "qwen2", "gemma", "smolvlm"])
-def test_the_smoothed_network_computes_the_same(family, kind, most, tiny_checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("variant", [0, 1])
+@pytest.mark.parametrize("family", ["bluelm_v", "llama", "qwen2", "gemma", "idefics3", "smolvlm", "paligemma"])
+def test_the_smoothed_network_computes_the_same(family, variant, kind, most, tiny_checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr(smooth, "ALPHAS", (0.3, 0.6))
-    plain, config = parameters_of(tiny_checkpoint(family, tmp_path))
+    plain, config = parameters_of(tiny_checkpoint(family, tmp_path, variant))
     with StageCache() as kept:
         made = smoothed(plain, config, Recipe(), kept, Calibration("set", "state", prompts))
         changed = [name for name in plain.shapes if not torch.equal(made.read(name), plain.read(name))]

@@ -53,6 +53,12 @@ class Calibration:
     """The embedded rows (1, t, width) of each prompt, from a network whose decoder layers have no weights yet."""
 
 
+def spread(total: int, count: int) -> list[int]:
+    """Places of `count` of `total` prompts, at even distances: what stands together in a set is often alike."""
+    count = min(count, total)
+    return [index * total // count for index in range(count)]
+
+
 def in_layers(name: str) -> bool:
     """Whether a parameter belongs to a decoder layer."""
     return name.startswith("decoder.layers.")
@@ -80,7 +86,9 @@ def calibrated_layers(
     last = max((index for index, stage in enumerate(found) if stage is None), default=-1)
     hidden = list(calibration.rows(network)) if last >= 0 else []
     if not all(bool(rows.isfinite().all()) for rows in hidden):
-        raise CheckpointError(f"{parameters.path} gives rows that are no finite numbers; it cannot be calibrated.")
+        raise CheckpointError(
+            f"{parameters.path} gives rows that are no finite numbers; use --method round, or mend the checkpoint."
+        )
     for index, (stage, names) in enumerate(named.items()):
         layer = cast(DecoderLayer, network.decoder.layers[index])
         made = found[index]

@@ -21,6 +21,7 @@ from handlens_export.network.load import Parameters
 from handlens_export.network.mapped import float_network
 from handlens_export.network.network import Network
 from handlens_export.network.rope import tables
+from handlens_export.quantize.calibrated import spread
 from handlens_export.quantize.float_layers import float_layer, head_in_float, linears, passed, set_weight
 from handlens_export.quantize.formats import is_product
 
@@ -61,7 +62,8 @@ def sensitivities(
     again; `rows(network)` embeds the prompts, (1, t, width) each, PROMPTS of which are used. Raises CheckpointError.
     """
     network = float_network(parameters, config, 1)
-    exact = _spread(list(rows(network)))
+    given = rows(network)
+    exact = [given[place] for place in spread(len(given), PROMPTS)]
     network.decoder.cos, network.decoder.sin = tables(config.decoder, max(prompt.shape[1] for prompt in exact))
     streams: dict[str, list[Tensor]] = {}
     layers = config.decoder.layers
@@ -112,9 +114,3 @@ def divergence(expected: Tensor, found: Tensor) -> float:
     """
     kl = float((expected.exp() * (expected - found)).sum(-1).double().mean())
     return max(0.0, kl) if isfinite(kl) else inf
-
-
-def _spread(prompts: list[Tensor]) -> list[Tensor]:
-    """PROMPTS of them at even distances."""
-    count = min(PROMPTS, len(prompts))
-    return [prompts[index * len(prompts) // count] for index in range(count)]

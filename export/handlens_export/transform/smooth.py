@@ -23,7 +23,7 @@ from handlens_export.network.load import Parameters
 from handlens_export.network.mapped import float_network
 from handlens_export.network.network import Network
 from handlens_export.network.rope import tables
-from handlens_export.quantize.calibrated import CODE, Calibration
+from handlens_export.quantize.calibrated import CODE, Calibration, spread
 from handlens_export.quantize.float_layers import float_layer, linears, passed, set_weight
 from handlens_export.quantize.formats import Matrix, matrix
 from handlens_export.quantize.rounding import quantize
@@ -114,7 +114,8 @@ def _search(
     network = float_network(parameters, config, 1)
     exact = list(calibration.rows(network))
     network.decoder.cos, network.decoder.sin = tables(config.decoder, max(rows.shape[1] for rows in exact))
-    tried = dict.fromkeys(ALPHAS, exact[:COMPARED])
+    places = spread(len(exact), COMPARED)
+    tried = {alpha: [exact[place] for place in places] for alpha in ALPHAS}
     found: dict[float | None, Stage] = {alpha: {} for alpha in ALPHAS}
     for index in range(config.decoder.layers):
         layer = float_layer(parameters, config, index)
@@ -134,7 +135,7 @@ def _search(
         progress((index + 1) / config.decoder.layers)
     norm = network.decoder.norm  # some rows are a thousand times larger than the rest before it
     losses = {
-        alpha: sum(float((norm(a) - norm(b)).square().sum()) for a, b in zip(rows, exact[:COMPARED], strict=True))
+        alpha: sum(float((norm(a) - norm(exact[b])).square().sum()) for a, b in zip(rows, places, strict=True))
         for alpha, rows in tried.items()
     }
     return found[min(losses, key=losses.__getitem__)]
