@@ -25,7 +25,7 @@ from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
 from handlens_export.network.zipvl import ZipVL
 from handlens_export.quantize.calibrated import Calibration
-from handlens_export.quantize.calibration import calibration_rows
+from handlens_export.quantize.calibration import scale_rows
 from handlens_export.quantize.formats import Part, weigh
 from handlens_export.quantize.kv_scales import Scales, calibrate, save_scales
 from handlens_export.quantize.mixed import between, with_target
@@ -130,7 +130,7 @@ def export(
         manifest = describe(planned, recipe, parts, _digest(measured, recipe))
 
         def scaled(network: Network) -> tuple[Scales, ...]:
-            scales = calibrate(network, calibration_rows(network, manifest, tokenizer))
+            scales = calibrate(network, scale_rows(calibration, network, manifest, tokenizer, planned.bos_id))
             save_scales(folder / KV_SCALES, scales)
             return scales
 

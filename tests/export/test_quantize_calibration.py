@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import pytest
 import torch
 
@@ -9,7 +12,8 @@ from handlens_export.checkpoint.read import read
 from handlens_export.describe import describe, plan
 from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
-from handlens_export.quantize.calibration import PICTURES, TEXTS, calibration_rows
+from handlens_export.photographs import photographs
+from handlens_export.quantize.calibration import OWN, PICTURES, ROWS, TEXTS, calibration_rows, scale_rows
 from handlens_export.quantize.network import quantize_network
 from handlens_export.recipe import Recipe
 from handlens_runtime.tokenizer import Tokenizer
@@ -39,6 +43,26 @@ def test_a_network_that_sees_is_calibrated_on_pictures_too(prompts):
     assert all(r.shape[1] >= rows[0].shape[1] + tokens for r in rows[-PICTURES:])
     a, b = (r[:, : rows[0].shape[1] + tokens] for r in rows[-2:])
     assert not torch.equal(a, b)
+
+
+def test_the_caches_scales_are_measured_on_the_users_set_too(tiny_checkpoint, tmp_path):
+    folder = tiny_checkpoint("bluelm_v", tmp_path / "tiny")
+    planned = plan(read(folder), Recipe())
+    parameters = Parameters(planned.checkpoint, planned.family, planned.config)
+    network, parts = quantize_network(parameters, planned.config, Recipe(), planned.context, lambda share: None)
+    manifest, tokenizer = describe(planned, Recipe(), parts), Tokenizer(folder / "tokenizer.json")
+    text, questions = tmp_path / "own.txt", tmp_path / "own.jsonl"
+    text.write_text("One whale after another. " * 4000)
+    shutil.copy(photographs()[0], tmp_path / "own.jpg")
+    picture = {"image": "own.jpg", "question": "What?", "answer": "A cup", "kind": "word"}
+    questions.write_text("\n".join(json.dumps(picture | {"question": f"What {n}?"}) for n in range(12)))
+    built_in = list(scale_rows(None, network, manifest, tokenizer, planned.bos_id))
+    for own in (text, questions):
+        rows = list(scale_rows(own, network, manifest, tokenizer, planned.bos_id))
+        assert len(rows) == len(built_in) + OWN
+        assert all(torch.equal(a, b) for a, b in zip(rows, built_in, strict=False))
+        assert all(1 < one.shape[1] <= ROWS for one in rows[-OWN:])
+        assert not torch.equal(rows[-1][:, :40], rows[-2][:, :40]) or own == questions  # alike but for a word
 
 
 def test_prompts_are_cut_to_the_context(prompts):

@@ -33,6 +33,8 @@ CHARACTERS = 16
 """Of a text for each token wanted, at most: more are not even tokenized."""
 ROWS = 256
 """Of each prompt at most: with all tiles of two photographs, the full-size model's calibration took eight minutes."""
+OWN = 8
+"""Prompts of the user's own set, beside those built in, that the cache's scales are measured on."""
 TEXTS = (
     "What is in this picture? Name every object you can see and say where it is.",
     "The harbour was quiet before dawn. Two men loaded crates of mackerel onto a cart while gulls walked the wall, and "
@@ -62,28 +64,46 @@ def calibration_rows(network: Network, manifest: Manifest, tokenizer: Tokenizer)
         yield embed(network, prepared, min(ROWS, manifest.sizes.context))
 
 
+def scale_rows(
+    path: Path | None, network: Network, manifest: Manifest, tokenizer: Tokenizer, bos: int | None
+) -> Iterator[Tensor]:
+    """What the cache's scales are measured on: the built-in set, and some of the user's own."""
+    yield from calibration_rows(network, manifest, tokenizer)
+    for rows in () if path is None else own_rows(path, network, manifest, tokenizer, bos, OWN):
+        yield rows[:, :ROWS]
+
+
 def own_rows(
-    path: Path, network: Network, manifest: Manifest, tokenizer: Tokenizer, bos: int | None
+    path: Path,
+    network: Network,
+    manifest: Manifest,
+    tokenizer: Tokenizer,
+    bos: int | None,
+    most: int = SEQUENCES,
 ) -> Iterator[Tensor]:
     """Embedded rows (1, t, width) of the user's own set: a text, cut every LENGTH tokens, or an evaluation set (JSONL),
-    each question with its picture and its answer, through the chat template. SEQUENCES of them at most.
+    each question with its picture and its answer, through the chat template. `most` of them.
 
     Raises CalibrationError, EvaluationError, ImageError, PromptError.
     """
     length = min(LENGTH, manifest.sizes.context)
     if path.suffix == ".jsonl":
-        for question in read_set(path).spread(SEQUENCES).questions:
+        encoded: dict[str, Tensor] = {}
+        shown = None
+        for question in read_set(path).spread(most).questions:
+            if question.image != shown:  # several questions about one picture stand together, and encode it once
+                encoded, shown = {}, question.image
             images = () if question.image is None else (question.image,)
             said = [Message("user", question.question, images=images)]
             if manifest.chat.multi_turn:  # else its template has no place for an answer
                 said.append(Message("assistant", question.answer))
             answered = manifest.chat.multi_turn
             prepared = prepare_prompt(manifest, tokenizer, said, answer=not answered, now=lambda: DAY)
-            yield embed(network, _shortened(prepared, length))
+            yield embed(network, _shortened(prepared, length), encoded=encoded)
         return
     first = [] if bos is None else [bos]
     step = length - len(first)
-    ids = tokenizer.encode(content_of(path).decode()[: CHARACTERS * SEQUENCES * length])[: SEQUENCES * step]
+    ids = tokenizer.encode(content_of(path).decode()[: CHARACTERS * most * length])[: most * step]
     for begin in range(0, len(ids), step):
         yield network.decoder.embedding(torch.tensor([[*first, *ids[begin : begin + step]]]))
 
