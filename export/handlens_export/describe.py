@@ -26,7 +26,7 @@ from handlens_runtime.manifest import (
 
 DEFAULT_CONTEXT = 2048
 METHODS: dict[Method, str] = {"round": "rounding-1", "clip": "clip-1", "gptq": "gptq-2", "rsq": "rsq-2"}
-ROTATE, SMOOTH = "rotate-1", "smooth-1"
+ROTATE, SMOOTH = "rotate-1", "smooth-2"
 """What a manifest calls each; to be counted up whenever it gives other integers or scales."""
 KV_SCALES = "kv_scales.npz"
 RUNNER_CHUNK = 128
@@ -99,7 +99,7 @@ def longest_pass(config: NetworkConfig, recipe: Recipe, context: int) -> int:
 
 
 def method_of(recipe: Recipe) -> str:
-    """What a manifest calls all that becomes of the weights: `rotate-1, smooth-1, gptq-2`."""
+    """What a manifest calls all that becomes of the weights: `rotate-1, smooth-2, gptq-2`."""
     transforms = [name for name, wanted in ((ROTATE, recipe.rotate), (SMOOTH, recipe.smooth)) if wanted]
     return ", ".join((*transforms, METHODS[recipe.method]))
 
@@ -110,8 +110,8 @@ def describe(
     """The manifest of a bundle to be, without programs and files yet; `calibration` is its set's digest."""
     config, decoder = planned.config, planned.config.decoder
     parameters = sum(part.parameters for part in parts.values())
-    if decoder.tied_head and "head" in parts:
-        parameters -= parts["head"].parameters  # one matrix, of which the bundle holds two copies
+    if decoder.tied_head and "head" in parts and not recipe.rotate:
+        parameters -= parts["head"].parameters  # two copies of one matrix, where no norm is folded into the head
     vision = config.vision
     return Manifest(
         # Not the checkpoint's folder name: the same checkpoint gives the same bytes wherever it lies.

@@ -1,4 +1,4 @@
-"""`--bits auto`: as few bits as the gate lets pass, tried from few to many."""
+"""`--bits auto`: as few bits, from four on, as the gate lets pass, tried from few to many."""
 
 from __future__ import annotations
 
@@ -64,6 +64,10 @@ def export_until_passed(
             )
         except GateError as error:
             if bits == TRIED[-1]:
-                raise GateError(error.found, "eight bits are all there are: ask for less") from error
+                raise GateError(
+                    error.found,
+                    "eight bits are all there are for the decoder's linears: ask for less, or give --head-bits, "
+                    "--vision-bits, --embedding-bits or --kv more",
+                ) from error
             once(f"With {bits:g} bits a weight: {error.found}; more are tried.")
     raise AssertionError("the last try returns or raises")

@@ -11,7 +11,7 @@ from handlens_export.network.config import DecoderConfig
 from handlens_export.network.decoder import Decoder
 from handlens_export.quantize.clip import SHRINKS, clip
 from handlens_export.quantize.formats import Matrix
-from handlens_export.quantize.gptq import DAMP, gptq
+from handlens_export.quantize.gptq import BLOCK, DAMP, gptq
 from handlens_export.quantize.importance import LEAST, STRATEGIES, importance
 from handlens_export.quantize.layers import hessian, quantize_layer, squares
 from handlens_export.quantize.rounding import grid, quantize, snap
@@ -19,17 +19,17 @@ from handlens_export.quantize.rounding import grid, quantize, snap
 ROWS, COLUMNS, GROUP = 12, 64, 32
 
 
-def weight_of(seed: int = 0) -> Tensor:
+def weight_of(seed: int = 0, columns: int = COLUMNS) -> Tensor:
     torch.manual_seed(seed)
-    weight = torch.randn(ROWS, COLUMNS) * torch.linspace(0.1, 2.0, ROWS)[:, None]
+    weight = torch.randn(ROWS, columns) * torch.linspace(0.1, 2.0, ROWS)[:, None]
     weight[:, 3] *= 5
     return weight
 
 
-def inputs_of(seed: int = 1, count: int = 400) -> Tensor:
+def inputs_of(seed: int = 1, count: int = 400, columns: int = COLUMNS) -> Tensor:
     """Channels of different sizes that depend on each other, as a network's do."""
     torch.manual_seed(seed)
-    return torch.randn(count, COLUMNS // 4) @ torch.randn(COLUMNS // 4, COLUMNS) * torch.logspace(-1, 1, COLUMNS)
+    return torch.randn(count, columns // 4) @ torch.randn(columns // 4, columns) * torch.logspace(-1, 1, columns)
 
 
 def error(weight: Tensor, rounded: Tensor, inputs: Tensor) -> float:
@@ -53,14 +53,15 @@ def test_clipped_grids_have_the_least_error_of_those_tried(bits: int) -> None:
             assert float(got.sum()) == pytest.approx(min(errors), rel=1e-4)
 
 
-def naive_gptq(weight: np.ndarray, hessian_: np.ndarray, scales: np.ndarray, group: int) -> np.ndarray:
+def naive_gptq(weight: np.ndarray, hessian_: np.ndarray, scales: np.ndarray, group: int, bits: int = 4) -> np.ndarray:
     """Section 3.1 of the paper, one column at a time with the inverse itself, its removed columns eliminated."""
     w, h = weight.copy(), hessian_ + DAMP * hessian_.diagonal().mean() * np.eye(len(hessian_))
     inverse = np.linalg.inv(h)
     out = np.zeros_like(w)
     for j in range(w.shape[1]):
         scale = scales[:, j // group]
-        out[:, j] = np.clip(np.round(w[:, j] / scale), -8, 7) * scale
+        least = -127 if bits == 8 else -(2 ** (bits - 1))
+        out[:, j] = np.clip(np.round(w[:, j] / scale), least, 2 ** (bits - 1) - 1) * scale
         change = (w[:, j] - out[:, j]) / inverse[j, j]
         w[:, j:] -= change[:, None] * inverse[j, j:][None]
         inverse = inverse - np.outer(inverse[:, j], inverse[j]) / inverse[j, j]
@@ -68,15 +69,20 @@ def naive_gptq(weight: np.ndarray, hessian_: np.ndarray, scales: np.ndarray, gro
 
 
 @pytest.mark.parametrize("act_order", [False, True])
-def test_gptq_is_the_papers_column_by_column(act_order: bool) -> None:
-    weight, inputs = weight_of(), inputs_of()
+@pytest.mark.parametrize(
+    ("columns", "bits", "group"),
+    [(COLUMNS, 4, GROUP), (2 * BLOCK + 64, 4, GROUP), (2 * BLOCK + 64, 8, 2 * BLOCK + 64)],
+)
+def test_gptq_is_the_papers_column_by_column(columns: int, bits: int, group: int, act_order: bool) -> None:
+    """Within a block of columns, and over several, a group wider than a block among them."""
+    weight, inputs = weight_of(columns=columns), inputs_of(columns=columns)
     gram = inputs.T @ inputs
-    order = gram.diagonal().argsort(descending=True).numpy() if act_order else np.arange(COLUMNS)
-    found = gptq(weight, gram, 4, GROUP, act_order)
+    order = gram.diagonal().argsort(descending=True).numpy() if act_order else np.arange(columns)
+    found = gptq(weight, gram, bits, group, act_order)
     h = gram.double().numpy()[order][:, order]
-    scales = found.scales.double().numpy()
+    scales = found.scales.double().numpy().reshape(ROWS, -1)
     # One scale for each column, so that groups may lie anywhere in the order.
-    expected = naive_gptq(weight.double().numpy()[:, order], h, np.repeat(scales, GROUP, 1)[:, order], 1)
+    expected = naive_gptq(weight.double().numpy()[:, order], h, np.repeat(scales, group, 1)[:, order], 1, bits)
     got = found.dequantize().numpy()[:, order]
     assert np.isclose(got, expected, rtol=1e-3, atol=1e-5).mean() > 0.98  # float32 rounds another way near ties
 
@@ -161,6 +167,22 @@ def test_attention_concentration_is_the_attention_that_a_token_gets(decoder: Dec
     expected = (total - total.min()) / (total.max() - total.min()) * (1 - LEAST) + LEAST
     found = importance("attention", layer, rows, step)
     torch.testing.assert_close(found.double(), expected / expected.mean(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_other_strategies_are_the_papers(decoder: Decoder) -> None:
+    (rows,), layer = prompts(1, 64), decoder.layers[0]
+    step, places = decoder.eager_step(64, 0), torch.arange(64)
+    raw = {
+        "norm": rows[0].square().sum(1).sqrt(),
+        "change": -(layer(rows, step) - rows)[0].square().sum(1).sqrt(),
+        "apart": torch.stack([(rows[0] - row).square().sum(1).sqrt().mean() for row in rows[0]]),
+        "first": (places < 8).float(),
+        "ends": ((places < 2) | (places >= 62)).float(),
+    }
+    for strategy, found in raw.items():
+        expected = (found - found.min()) / (found.max() - found.min()) * (1 - LEAST) + LEAST
+        got = importance(strategy, layer, rows, step)
+        torch.testing.assert_close(got, expected / expected.mean(), rtol=1e-3, atol=1e-4, msg=strategy)
 
 
 def _rotated(x: Tensor, position: int) -> Tensor:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from handlens_export.checkpoint.read import read
-from handlens_export.describe import plan
+from handlens_export.describe import describe, plan
 from handlens_export.network.load import Parameters
 from handlens_export.network.network import Network
+from handlens_export.quantize.formats import weigh
 from handlens_export.quantize.rounding import quantize
 from handlens_export.recipe import Recipe
 from handlens_export.transform.rotate import Rotated, rotation
@@ -35,9 +36,10 @@ def test_a_rotation_is_orthogonal_and_mixes_all_channels(width):
 
 
 @pytest.mark.parametrize(("kind", "most"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("variant", [0, 1])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_rotated_network_computes_the_same(family, kind, most, tiny_checkpoint, tmp_path):
-    planned = plan(read(tiny_checkpoint(family, tmp_path)), Recipe())
+def test_the_rotated_network_computes_the_same(family, variant, kind, most, tiny_checkpoint, tmp_path):
+    planned = plan(read(tiny_checkpoint(family, tmp_path, variant)), Recipe())
     plain = Parameters(planned.checkpoint, planned.family, planned.config)
     turned = Rotated(plain)
     assert turned.shapes == plain.shapes
@@ -59,6 +61,16 @@ def test_the_rotated_network_computes_the_same(family, kind, most, tiny_checkpoi
 
 def logits(network: Network, rows: Tensor) -> Tensor:
     return network.decoder.head(network.decoder(rows, network.decoder.eager_step(rows.shape[1], 0)))
+
+
+def test_a_tied_head_is_a_matrix_of_its_own_once_rotated(tiny_checkpoint, tmp_path):
+    planned = plan(read(tiny_checkpoint("gemma", tmp_path)), Recipe())
+    assert planned.config.decoder.tied_head
+    shapes = Parameters(planned.checkpoint, planned.family, planned.config).shapes
+    plain, turned = (
+        describe(planned, recipe, weigh(shapes, recipe)).sizes.parameters for recipe in (Recipe(), Recipe(rotate=True))
+    )
+    assert turned - plain == planned.config.decoder.vocab_size * planned.config.decoder.width
 
 
 def test_outliers_planted_in_a_channel_cost_less_once_rotated():

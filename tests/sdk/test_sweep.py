@@ -50,6 +50,7 @@ def test_advice_stands_beside_what_was_measured(runner: CliRunner, checkpoint: P
     assert result.exit_code == 0, result.stderr
     found = json.loads(result.stdout)
     assert found["trained_tokens"] == 11e12
+    assert "0.017 * tokens^0.5251" in found["law"]["loss_increase"] and "300B tokens" in found["law"]["fitted_on"]
     by_bits = {one["bits"]: one for one in found["predicted"]}
     assert by_bits[2]["measured_by"] is None and by_bits[4]["measured_by"].endswith("4 bits, groups of 32")
     assert by_bits[2]["loss_increase"] > by_bits[3]["loss_increase"] > by_bits[4]["loss_increase"]

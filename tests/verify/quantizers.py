@@ -68,6 +68,8 @@ READERS = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj")
 """Linears that read what a layer's norms give."""
 QUESTIONS, STRATA, AT_ONCE = 5_060, 22, 506
 """Asked of the reader; kinds times groups of them; how many are held at a time."""
+READABLE = 0.8
+"""Share of questions that float must answer right for answers alone to tell methods apart."""
 OF_THE_READER = ("round", "clip", "gptq", "rsq", "rotate, rsq")
 PEERS = {"Q4_0": 2, "Q4_K_M": 15}
 """llama.cpp's own quantizer: its file types."""
@@ -357,7 +359,11 @@ def reader(bits: int) -> Outcome:
             values, "RSQ recovers at least half of the divergence and of the tokens", min(recovered.values()) >= 0.5
         )
     best = max(one["interval"][0] for one in found.values())
-    return Outcome(values, "the best method at most 0.5 points below float, its interval included", best >= -0.5)
+    bar = "the best method at most 0.5 points below float, its interval included"
+    if sum(exact["right"]) / len(exact["right"]) >= READABLE:
+        return Outcome(values, bar, best >= -0.5)
+    stands_in = f"; its answers' tokens too, for float answers fewer than {READABLE:.0%} right"
+    return Outcome(values, bar + stands_in, best >= -0.5 and max(one["tokens"] for one in found.values()) >= -0.5)
 
 
 def _read(recipe: Recipe | None) -> dict[str, Any]:

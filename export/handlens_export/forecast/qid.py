@@ -19,6 +19,11 @@ from handlens_export.forecast.headers import shapes_of
 from handlens_export.recipe import Recipe
 
 K, OF_TOKENS, OF_PARAMETERS, OF_BITS = 0.017, 0.5251, 0.2261, 5.4967
+FORMULA = f"{K} * tokens^{OF_TOKENS} / (parameters^{OF_PARAMETERS} * bits^{OF_BITS}) nats"
+VALIDITY = (
+    "Fitted on Pythia rounded by GPTQ (arXiv 2411.17691): 160M to 12B parameters, up to 300B tokens, 2 to 4 bits; "
+    "beyond that it is an extrapolation, and other methods have other constants."
+)
 PARAMETERS = (160e6, 12e9)
 TOKENS = 300e9
 BITS = (2, 3, 4)

@@ -1,6 +1,8 @@
 """How much each token of a calibration prompt counts: RSQ (arXiv 2503.01820), section 3, as its code computes it.
 
-Every strategy gives values from LEAST to 1 for a layer's input, the layer not quantized yet.
+Every strategy gives values from LEAST to 1 for a layer's input, the layer not quantized yet, then scaled to a mean of
+1. Of the paper's, TokenFreq is left out, which counts the tokens' ids: pictures have none. So is its expansion of the
+set by seven shifted copies of each prompt, for it takes eight times as long.
 """
 
 from __future__ import annotations
@@ -14,12 +16,14 @@ from handlens_export.network.attention import CachedAttention, Step
 from handlens_export.network.decoder import DecoderLayer
 from handlens_export.network.rope import rotate
 
-Strategy = Literal["attention", "norm", "change", "first", "uniform"]
+Strategy = Literal["attention", "norm", "change", "apart", "first", "ends", "uniform"]
 """
 attention  the attention that a token gets, over all heads and queries (AttnCon: the paper's own choice)
 norm       the length of its row (ActNorm)
 change     how little the layer changes it (ActDiff)
+apart      its row's mean distance to the others' (TokenSim)
 first      the first eighth of a prompt alone (FirstN)
+ends       the first and the last of 32 parts alone (First&LastN)
 uniform    all alike: plain GPTQ
 """
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -38,6 +42,8 @@ def importance(strategy: Strategy, layer: DecoderLayer, rows: Tensor, step: Step
 
 
 def _raw(strategy: Strategy, layer: DecoderLayer, rows: Tensor, step: Step) -> Tensor:
+    t = rows.shape[1]
+    places = torch.arange(t)
     match strategy:
         case "attention":
             return _attention(layer, rows, step)
@@ -45,9 +51,13 @@ def _raw(strategy: Strategy, layer: DecoderLayer, rows: Tensor, step: Step) -> T
             return _length(rows[0])
         case "change":
             return -_length((layer(rows, step) - rows)[0])
+        case "apart":
+            return torch.cdist(rows[0], rows[0]).mean(1)
+        case "ends":
+            part = max(1, t // 32)
+            return ((places < part) | (places >= t - part)).float()
         case _:
-            t = rows.shape[1]
-            return (torch.arange(t) < max(1, t // 8)).float()
+            return (places < max(1, t // 8)).float()
 
 
 def _length(rows: Tensor) -> Tensor:

@@ -95,7 +95,10 @@ def squares(inputs: Iterable[Tensor], weights: Sequence[Tensor]) -> Tensor:
 
 def _finite(sums: Tensor) -> Tensor:
     if not bool(sums.isfinite().all()):
-        raise CheckpointError("Activations on the calibration set are no finite numbers; use another --method.")
+        raise CheckpointError(
+            "Activations on the calibration set are no finite numbers, so no method can look at them; give another "
+            "--calibration, or use --method round without --smooth."
+        )
     return sums
 
 

@@ -106,8 +106,9 @@ def sweep(
             f"{len(chosen.questions) - counts['answer']} of {len(chosen.questions)} questions do not fit into "
             f"{planned.context} tokens with picture and answer, and were left out."
         )
-    if calibration is None and any(variant.recipe.method in ("gptq", "rsq") for variant in missing):
-        said(TOO_FEW.format("gptq"))
+    few = sorted({variant.recipe.method for variant in missing} & {"gptq", "rsq"})
+    if calibration is None and few:
+        said(TOO_FEW.format(" and ".join(few)))
     table.tokens = sum(len(item.expected) for item in items if item.kind == "text")
     table.questions = counts["answer"]
     steps = len(missing) + 1

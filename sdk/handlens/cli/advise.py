@@ -48,6 +48,8 @@ def advise(
     _api.require_workstation("advise")
     with interruptible():
         without_torch()
+        from handlens_export.forecast.qid import FORMULA, VALIDITY
+
         advice = _api.advise(checkpoint, tokens)
     measured = None
     if sweep is not None:
@@ -63,7 +65,8 @@ def advise(
                 f"where those of {checkpoint} have {advice.parameters}; give the folder of its own."
             )
     if as_json:
-        typer.echo(json.dumps(_as_json(advice, measured)))
+        law = {"loss_increase": FORMULA, "fitted_on": VALIDITY}
+        typer.echo(json.dumps({"law": law, **_as_json(advice, measured)}))
         return
     from rich.console import Console
 
@@ -82,7 +85,7 @@ def advise(
     Console(width=None if Console().is_terminal else 160).print(table)
     typer.echo(
         f"For {count(advice.parameters)} parameters outside of embeddings and head, trained on {trained_tokens} "
-        "tokens; the law was fitted on GPTQ."
+        f"tokens: loss rises by {FORMULA}. {VALIDITY}"
     )
 
 
