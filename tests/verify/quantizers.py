@@ -300,6 +300,9 @@ def outliers() -> Outcome:
         name: round((worse - found[f"{name}, planted"]) / (worse - plain), 3) for name in recipes if name != "round"
     }
     values = {"tokens": OUTLIER_TOKENS, "perplexity": {name: round(value, 2) for name, value in found.items()}}
+    values["planted over not, same method"] = {
+        name: round(found[f"{name}, planted"] / found[name], 4) for name in float_and if name is not None
+    }
     same = abs(found["float, planted"] / exact - 1) < 1e-3
     return Outcome(
         {**values, "recovered of what planting made rounding lose": recovered},
