@@ -123,13 +123,15 @@ def plan(
     device: str | Device | None = None,
     picture: tuple[int, int] = (768, 1536),
     text: int = 64,
+    kept: float = 0.5,
     memory: int | None = None,
     first_token: float | None = None,
 ) -> Forecast:
     """Predict what `export` of a checkpoint takes and gives; reads headers, no weights.
 
     `device`: predict speed on this one (`handlens plan --device list` names those known; make another as a `Device`).
-    `picture`: width and height in pixels; `text`: tokens of the prompt beside it. With a limit on `memory` (bytes on
+    `picture`: width and height in pixels; `text`: tokens of the prompt beside it;
+    `kept`: the share of the prompt that layers keep, where the recipe has a `tau`. With a limit on `memory` (bytes on
     the device) or on the time to the `first_token` (seconds), the largest tile grid, cache and context that keep them.
     Needs the extra `export`. Raises CheckpointError, and UnsupportedError where nothing keeps the limits.
     """
@@ -140,7 +142,8 @@ def plan(
 
     limits = forecast.Limits(memory, first_token)
     target = forecast.find(device) if isinstance(device, str) else device
-    return forecast.choose(read(Path(checkpoint)), recipe or Recipe(), forecast.Prompt(picture, text), target, limits)
+    asked = forecast.Prompt(picture, text, kept)
+    return forecast.choose(read(Path(checkpoint)), recipe or Recipe(), asked, target, limits)
 
 
 def advise(checkpoint: StrPath, trained_tokens: float) -> Advice:

@@ -10,9 +10,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import handlens_export.forecast
+from handlens_export.describe import LEAST_TOKENS
 from handlens_export.forecast import Device, evidence
 from handlens_export.forecast.device import SHIPPED
-from handlens_export.forecast.speed import Passes, prefill_seconds, tokens_per_second, vision_seconds
+from handlens_export.forecast.speed import PROBES, Passes, prefill_seconds, tokens_per_second, vision_seconds
+from handlens_export.network import zipvl
 from handlens_export.network.config import DecoderConfig, NetworkConfig, ProjectorConfig, VisionConfig
 from handlens_export.network.network import Network
 
@@ -60,6 +62,23 @@ def test_a_network_that_sees_the_whole_prompt_prefills_in_one_pass() -> None:
     asked = passes()
     whole = replace(asked, config=replace(asked.config, decoder=replace(DECODER, causal=False)))
     assert prefill_seconds(whole, SLOW_READS, 10) == pytest.approx(5100 / 500)
+
+
+def test_of_a_sparse_prompt_probes_attend_to_all_and_kept_rows_to_each_other() -> None:
+    asked = replace(passes(), kept=0.25)
+    width = 2 * DECODER.layers * DECODER.heads * DECODER.head_dim
+    dense, sparse = asked.prefill_operations(0, 1_000), asked.sparse_prefill_operations(1_000)
+    assert dense - sparse == width * (2 * 1_000 * 1_000 - PROBES * 1_000 - 2 * 250 * 250)
+    assert prefill_seconds(asked, SLOW_READS, 1_000) == pytest.approx((5000 + 2500) / 500)
+    assert tokens_per_second(asked, SLOW_READS, 1_000, 4) == pytest.approx(500 / (5000 + 2540))
+    assert PROBES == zipvl.RECENT + zipvl.OTHERS
+
+
+def test_a_short_prompt_is_kept_whole() -> None:
+    dense, sparse = passes(), replace(passes(), kept=0.25)
+    for seconds in (prefill_seconds, tokens_per_second):
+        assert seconds(sparse, FAST, LEAST_TOKENS - 1) == seconds(dense, FAST, LEAST_TOKENS - 1)
+        assert seconds(sparse, FAST, LEAST_TOKENS) != seconds(dense, FAST, LEAST_TOKENS)
 
 
 def test_products_bound_where_memory_is_fast() -> None:

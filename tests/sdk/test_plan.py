@@ -56,6 +56,20 @@ def test_tables_name_host_files_memory_and_speed(runner: CliRunner, checkpoint: 
     assert "tok/s" not in runner.invoke(app, ["plan", str(checkpoint)]).stdout
 
 
+def test_a_sparse_prompt_is_faster_by_what_is_assumed_to_be_kept(runner: CliRunner, checkpoint: Path) -> None:
+    words = ["plan", str(checkpoint), "--device", "snapdragon-8-elite", "--backend", "onnx", "--image", "36x36"]
+    words += ["--text", "300", "--context", "512"]
+    sparse = [*words, "--sparsity", "zipvl"]
+    result = runner.invoke(app, [*sparse, "--kept", "0.3"])
+    assert "of which layers keep 30% (assumed: --kept)" in result.stdout
+    assert "assumed" not in runner.invoke(app, words).stdout
+    found = [json.loads(runner.invoke(app, [*sparse, "--kept", kept, "--json"]).stdout) for kept in ("0.3", "0.6", "1")]
+    rates = [one["speeds"]["onnx"]["tokens_per_second"] for one in found]
+    assert rates == sorted(rates, reverse=True)
+    assert len(set(rates)) == len(rates)
+    assert rates[-1] == json.loads(runner.invoke(app, [*words, "--json"]).stdout)["speeds"]["onnx"]["tokens_per_second"]
+
+
 def test_a_method_that_looks_at_activations_has_a_line_of_its_own(runner: CliRunner, checkpoint: Path) -> None:
     words = ["plan", str(checkpoint), "--method", "rsq", "--smooth", "--rotate", "--layer-bits", "decoder.layers.0=8"]
     result = runner.invoke(app, words)
@@ -84,6 +98,7 @@ def test_a_limit_that_nothing_keeps_is_one_sentence(runner: CliRunner, checkpoin
         (["--image", "wide"], "such as 768x1536"),
         (["--device", "abacus"], "no device abacus"),
         (["--text", "0"], "at least 1"),
+        (["--kept", "0"], "a share lies above 0"),
         (["--backend", "onnx", "--sparsity", "zipvl:tau=2"], "no share of the attention"),
         (["--backend", "onnx", "--sparsity", "zipvl:tau=most"], "zipvl:tau=0.96"),
         (["--backend", "onnx", "--sparsity", "fastv"], "zipvl:tau=0.96"),

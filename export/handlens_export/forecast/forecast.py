@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from handlens_export.describe import Plan
+from handlens_export.describe import LEAST_TOKENS, Plan
 from handlens_export.errors import UnsupportedError
 from handlens_export.forecast.device import Device
 from handlens_export.forecast.files import Shapes, bundle_files, weight_bytes
@@ -31,10 +31,15 @@ class Prompt:
     """Width and height in pixels."""
     text: int = 64
     """Tokens of everything in the prompt that is not a picture."""
+    kept: float = 0.5
+    """Share of the prompt that each layer keeps, where the recipe lets layers choose: an assumption, that of
+    LLaVA-NeXT-7B at a tau of 0.975 (arXiv 2410.08584, table 1). A sparse bundle's manifest names its own."""
 
     def __post_init__(self) -> None:
         if self.text < 1:
             raise UnsupportedError(f"--text is {self.text}, but a prompt has at least 1 token beside its picture.")
+        if not 0 < self.kept <= 1:
+            raise UnsupportedError(f"--kept is {self.kept:g}, but a share lies above 0, and is 1 at most.")
         if min(self.picture) < 1:
             raise UnsupportedError(
                 f"A picture of {self.picture[0]} x {self.picture[1]} pixels has none; give 1 x 1 at least."
@@ -70,6 +75,8 @@ class Forecast:
     tiles: int
     """Of the prompt's picture, the thumbnail counted."""
     prompt_tokens: int
+    kept: float | None
+    """Share of the prompt that layers are assumed to keep; None where they keep all."""
     host: Host
     files: dict[str, dict[str, int]]
     """Backend or `shared` -> part -> bytes on disk."""
@@ -104,6 +111,7 @@ class Forecast:
             "max_grid": self.max_grid,
             "tiles": self.tiles,
             "prompt_tokens": self.prompt_tokens,
+            "kept": self.kept,
             "host": asdict(self.host),
             "bytes": self.bytes,
             "files": self.files,
@@ -131,8 +139,9 @@ def forecast(
         )
     files = bundle_files(planned, recipe, shapes)
     memory = estimate(planned.config, recipe, planned.context, planned.max_chunk, weigh(shapes, recipe))
+    kept = prompt.kept if recipe.tau is not None and recipe.tau < 1 and tokens >= LEAST_TOKENS else None
     speeds = {
-        backend: _speed(passes_of(planned, recipe, shapes, backend), device, tiles, tokens, planned.context)
+        backend: _speed(passes_of(planned, recipe, shapes, backend, kept), device, tiles, tokens, planned.context)
         for backend in (recipe.backends if device else ())
         if device
     }
@@ -143,6 +152,7 @@ def forecast(
         max_grid=_largest(planned.image),
         tiles=tiles,
         prompt_tokens=tokens,
+        kept=kept,
         host=estimate_host(
             planned.config, recipe, shapes, files, memory, planned.context, cores() if can_fork() else 1
         ),
@@ -153,8 +163,8 @@ def forecast(
     )
 
 
-def passes_of(planned: Plan, recipe: Recipe, shapes: Shapes, backend: BackendName) -> Passes:
-    """What a backend's programs read and multiply."""
+def passes_of(planned: Plan, recipe: Recipe, shapes: Shapes, backend: BackendName, kept: float | None = None) -> Passes:
+    """What a backend's programs read and multiply, where layers keep that share of a prompt."""
     weights = weight_bytes(shapes, recipe, backend)
     return Passes(
         config=planned.config,
@@ -162,6 +172,7 @@ def passes_of(planned: Plan, recipe: Recipe, shapes: Shapes, backend: BackendNam
         vision_bytes=weights.get("vision", 0) + weights.get("projector", 0),
         row_bytes=kv_cache(planned.config, backend, recipe.kv, 1),
         chunk=min(recipe.chunk, planned.context),
+        kept=kept,
     )
 
 
@@ -192,5 +203,5 @@ def _speed(passes: Passes, device: Device, tiles: int, tokens: int, context: int
         vision_seconds=vision_seconds(passes, device, tiles),
         prefill_seconds=prefill_seconds(passes, device, tokens),
         tokens_per_second=tokens_per_second(passes, device, tokens),
-        tokens_per_second_full=tokens_per_second(passes, device, context),
+        tokens_per_second_full=tokens_per_second(passes, device, tokens, context - tokens),
     )

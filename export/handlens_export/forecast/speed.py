@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 
+from handlens_export.describe import LEAST_TOKENS
 from handlens_export.forecast.device import Device
 from handlens_export.network.config import NetworkConfig
+
+PROBES = 128
+"""Rows of a prompt by which its tokens are chosen (`network.zipvl`, which would load torch)."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +28,8 @@ class Passes:
     """Prompt tokens a decoder pass."""
     tile_batch: int = 1
     """Tiles an encoder pass."""
+    kept: float | None = None
+    """Share of a prompt's tokens that each layer keeps, where layers choose them; None keeps all."""
 
     def tile_operations(self) -> int:
         """Operations (a multiplication with its addition is two) of one tile through encoder and projector."""
@@ -41,11 +48,28 @@ class Passes:
 
     def prefill_operations(self, start: int, tokens: int) -> int:
         """Operations of one decoder pass over `tokens` rows from position `start`; each row attends to all before."""
+        return self._decoder_operations(tokens, 2 * tokens * (start + tokens))
+
+    def sparse_prefill_operations(self, tokens: int) -> int:
+        """Operations of the one pass over a prompt whose tokens are chosen: probes attend to all, kept rows to each
+        other.
+        """
+        return self._decoder_operations(tokens, PROBES * tokens + 2 * self.rows_of(tokens) ** 2)
+
+    def rows_of(self, prompt: int) -> int:
+        """Rows that a prompt of so many tokens leaves in a layer's cache."""
+        return ceil(self.kept * prompt) if self.kept is not None and self.chooses(prompt) else prompt
+
+    def chooses(self, prompt: int) -> bool:
+        """Whether a prompt of so many tokens is one of which layers keep a part."""
+        return self.kept is not None and prompt >= LEAST_TOKENS
+
+    def _decoder_operations(self, rows: int, products: int) -> int:
+        """Of a pass over `rows`, each layer's attention taking so many products of rows as wide as its queries."""
         decoder = self.config.decoder
         queries, keys = decoder.heads * decoder.head_dim, decoder.kv_heads * decoder.head_dim
         layer = decoder.width * (2 * queries + 2 * keys + 3 * decoder.mlp_width)
-        attention = 2 * (start + tokens) * queries
-        return 2 * (tokens * decoder.layers * (layer + attention) + decoder.width * decoder.vocab_size)
+        return 2 * (decoder.layers * (rows * layer + products * queries) + decoder.width * decoder.vocab_size)
 
 
 def vision_seconds(passes: Passes, device: Device, tiles: int) -> float:
@@ -59,7 +83,12 @@ def vision_seconds(passes: Passes, device: Device, tiles: int) -> float:
 
 
 def prefill_seconds(passes: Passes, device: Device, tokens: int) -> float:
-    """A prompt of `tokens` tokens into an empty cache, chunk by chunk; all at once where attention is not causal."""
+    """A prompt of `tokens` tokens into an empty cache, chunk by chunk; all at once where attention is not causal, or
+    where layers choose what they keep.
+    """
+    if passes.chooses(tokens):
+        products = passes.sparse_prefill_operations(tokens) / device.product_rate
+        return max(products, (passes.step_bytes + passes.rows_of(tokens) * passes.row_bytes) / device.read_rate)
     chunk = passes.chunk if passes.config.decoder.causal else tokens
     seconds = 0.0
     for start in range(0, tokens, chunk):
@@ -70,6 +99,6 @@ def prefill_seconds(passes: Passes, device: Device, tokens: int) -> float:
     return seconds
 
 
-def tokens_per_second(passes: Passes, device: Device, position: int) -> float:
-    """Decoding with `position` tokens in the cache: every weight and every cached row is read once a token."""
-    return device.read_rate / (passes.step_bytes + position * passes.row_bytes)
+def tokens_per_second(passes: Passes, device: Device, prompt: int, answer: int = 0) -> float:
+    """Decoding behind a prompt and so much of an answer: every weight and every cached row is read once a token."""
+    return device.read_rate / (passes.step_bytes + (passes.rows_of(prompt) + answer) * passes.row_bytes)

@@ -52,6 +52,9 @@ def plan(
     ] = None,
     image: Annotated[str, typer.Option(metavar="WxH", help="Pixels of the prompt's picture.")] = "768x1536",
     text: Annotated[int, typer.Option(help="Tokens of the prompt beside the picture.")] = 64,
+    kept: Annotated[
+        float, typer.Option(metavar="SHARE", help="Of the prompt, what layers keep with --sparsity; 'inspect' says it.")
+    ] = 0.5,
     ram: Annotated[
         str | None, typer.Option(metavar="SIZE", help="Most memory on the device, such as 2.2GB.", show_default=False)
     ] = None,
@@ -119,7 +122,7 @@ def plan(
     )
     with interruptible():
         found = _api.plan(
-            checkpoint, recipe, device=device, picture=picture, text=text, memory=memory, first_token=ttft
+            checkpoint, recipe, device=device, picture=picture, text=text, kept=kept, memory=memory, first_token=ttft
         )
     if as_json:
         typer.echo(json.dumps(found.to_json()))
@@ -185,7 +188,8 @@ def page(found: Forecast) -> Iterator[tuple[str, Table]]:
     yield "Memory on the device", _memory(found)
     if found.device is not None:
         pictures = f"a picture of {found.tiles} tiles, " if found.tiles else ""
-        yield f"On {found.device.name}: {pictures}{found.prompt_tokens} tokens of prompt", _speeds(found)
+        kept = "" if found.kept is None else f", of which layers keep {found.kept:.0%} (assumed: --kept)"
+        yield f"On {found.device.name}: {pictures}{found.prompt_tokens} tokens of prompt{kept}", _speeds(found)
 
 
 def _host(found: Forecast) -> Table:
