@@ -61,17 +61,17 @@ def made(folder: Path, kv: str, bits: int = 32, **changes) -> tuple[Program, Net
 
 
 @pytest.mark.parametrize(
-    ("kv", "bits", "changes"),
+    ("kv", "bits", "least_cosine", "changes"),
     [
-        ("float", 32, {}),
-        ("int8", 4, {"qkv_bias": True}),
-        ("float", 32, {"causal": False, "head_dim": 12, "heads": 4, "layers": 1}),
+        ("float", 32, 0.9999, {}),
+        ("int8", 4, 0.999, {"qkv_bias": True}),  # activations are rounded to int8, after sums that differ by machine
+        ("float", 32, 0.9999, {"causal": False, "head_dim": 12, "heads": 4, "layers": 1}),
     ],
     ids=["float", "int8", "bidirectional-padded-heads"],
 )
-def test_a_conversation_of_prompts_and_answers_is_the_references(tmp_path, kv, bits, changes):
+def test_a_conversation_of_prompts_and_answers_is_the_references(tmp_path, kv, bits, least_cosine, changes):
     program, reference = made(tmp_path, kv, bits, **changes)
-    converse(program, reference, 0.9999)
+    converse(program, reference, least_cosine)
 
 
 def test_at_a_tau_of_one_it_is_dense_and_going_back_is_a_matter_of_lengths(tmp_path):

@@ -29,9 +29,10 @@ from handlens_export.network.rope import rotate
 from handlens_export.network.zipvl import SparseAttention, ZipVL, swap
 from handlens_export.recipe import TAU, Recipe
 
-CHANNELS, IN_STREAM, IN_QUERIES = 32, 0.1, 4.0
+CHANNELS, IN_STREAM, IN_QUERIES = 32, 0.1, -4.0
 """Of the residual stream, and what they hold there and behind the norm: as many as share a scale in a group, so that no
-other weights of the linears are rounded coarser for them."""
+other weights of the linears are rounded coarser for them. Negative there, for then so are the weights, and of a grid
+from -8 to 7 steps only the lowest is as far out as a group's largest weight: a positive one would lose an eighth."""
 THETA, POSITIONS = 1e6, 32_768
 """Of the rotation: the slowest pair stays where it is over all of a long prompt."""
 TEXT = "language_model.model"

@@ -31,10 +31,10 @@ SEED = 0
 
 def questions(name: str, each: int, groups: tuple[str, ...], grids: Sequence[Grid] = MANY) -> QuestionSet:
     """A set of `each` questions of each kind in each of the groups about pages of these sizes in tiles, drawn once per
-    state of the code that draws.
+    number and state of the code that draws.
     """
     drawn_by = bundles.digest([bundles.ROOT / "export" / "handlens_export" / "reader"])
-    folder = bundles.verify_folder() / "reader" / f"{name}-{drawn_by}"
+    folder = bundles.verify_folder() / "reader" / f"{name}-{each}-{drawn_by}"
     if not folder.exists():
         for old in folder.parent.glob(f"{name}-*"):
             shutil.rmtree(old)

@@ -49,8 +49,9 @@ from handlens_runtime.manifest import Manifest
 from handlens_runtime.prompt import Key
 from handlens_runtime.tokenizer import Tokenizer
 
-PAIRED, CURVE, BLOCK, STRATA = 5_060, 500, 250, 22
-"""Questions of the bar, of the curve, and how many are kept at a time; kinds times groups of them."""
+PAIRED, CURVE, BLOCK, EACH = 5_000, 500, 250, 245
+"""Questions of the bar, of the curve, and how many are kept at a time; how many of each kind and group are drawn, of
+which a few are about pages that turn out too small."""
 LEAST_VISION = 500
 """Tokens of pictures in a prompt."""
 LARGE = ((3, 4), (4, 3), (4, 4))
@@ -283,7 +284,7 @@ def _keys(question: Question) -> tuple[Key, ...]:
 
 @cache
 def _questions() -> QuestionSet:
-    return reading.questions("zipvl", -(-PAIRED // STRATA), USUAL, LARGE)
+    return reading.questions("zipvl", EACH, USUAL, LARGE)
 
 
 @cache

@@ -36,8 +36,8 @@ class Choice(nn.Module):
         places = self.places.narrow(0, 0, t)  # a slice would ask whether t is less
         others = (self.inside * (t - RECENT) / OTHERS).long()
         rows = torch.cat((others, self.places[:RECENT] + (t - RECENT)))
-        asked = q[0].index_select(0, rows).transpose(0, 1).reshape(self.kv_heads, -1, q.shape[3])
-        scores = (torch.matmul(asked, k[0].permute(1, 2, 0)) * self.scale).view(self.heads, probes, t)
+        asked = (q[0].index_select(0, rows) * self.scale).transpose(0, 1).reshape(self.kv_heads, -1, q.shape[3])
+        scores = torch.matmul(asked, k[0].permute(1, 2, 0)).view(self.heads, probes, t)
         later = places[None] > rows[:, None]  # (probes, t)
         if self.causal:
             scores = scores + later.float() * HIDDEN

@@ -101,8 +101,8 @@ class SparseDecoderProgram(DecoderProgram):
     ) -> tuple[Tensor, ...]:
         """As `DecoderProgram.forward`; positions are those of the conversation, whatever was kept of it."""
         pairs = list(zip(past[::2], past[1::2], strict=True))
-        cache = Cache(pairs, position, position, self.cos, self.sin, tau, lengths)
         at = torch.arange(rows.shape[1]) + position
+        cache = Cache(pairs, position, position, self.cos, self.sin, at[None], tau, lengths)
         step = Step(position, self.cos[at], self.sin[at], extra=cache)
         for layer in self.layers:
             rows = layer(rows, step)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from handlens_export.lower.choice import Choice, all_kept
+from handlens_export.lower.choice import Choice
 from handlens_export.lower.onnx_leaves import Attributes
 from handlens_export.memory import HEAD_DIM_MULTIPLE
 from handlens_export.network.attention import CachedAttention, Step, attend
@@ -26,6 +26,61 @@ from handlens_export.network.zipvl import ZipVL, chosen
 
 ROTARY_MULTIPLE = 16
 """The operator rotates only heads of such a size; others are rotated before it."""
+NO_TABLES = (None, None, None)
+"""Of heads that are rotated before the operator."""
+
+
+OPERATOR = "handlens::group_query_attention"
+torch.library.define(
+    OPERATOR,
+    "(Tensor q, Tensor k, Tensor v, Tensor keys, Tensor values, Tensor last, Tensor total, Tensor? cos, Tensor? sin, "
+    "Tensor? positions, Tensor? k_scale, Tensor? v_scale, int heads, int kv_heads, float scale, bool causal) "
+    "-> (Tensor, Tensor, Tensor)",
+)
+
+
+@torch.library.impl(OPERATOR, "CompositeImplicitAutograd")  # the trace of a branch of `torch.cond` needs a name for it
+def _group_query_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    last: Tensor,
+    total: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    positions: Tensor | None,
+    k_scale: Tensor | None,
+    v_scale: Tensor | None,
+    heads: int,
+    kv_heads: int,
+    scale: float,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """q (1, t, heads * d), k and v (1, t, kv_heads * d), whole past buffers, the last row's place in them (1,) and the
+    rows in them once these are in () -> what q's rows get, and the buffers.
+    """
+    attributes: Attributes = {
+        "num_heads": heads,
+        "kv_num_heads": kv_heads,
+        "scale": scale,
+        "do_rotary": int(cos is not None),
+        "causal": int(causal),
+    }
+    inputs = [q, k, v, keys, values, last, total, cos, sin, positions]
+    if k_scale is not None:
+        attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+        inputs += [None, None, k_scale, v_scale]
+    out, key, value = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        inputs,
+        attributes,
+        dtypes=(torch.float32, keys.dtype, values.dtype),
+        shapes=(q.shape, keys.shape, values.shape),
+        version=1,
+    )
+    return out, key, value
 
 
 @dataclass
@@ -41,6 +96,8 @@ class Cache:
     cos: Tensor
     """(context, head_dim / 2)."""
     sin: Tensor
+    positions: Tensor | None = None
+    """int64 (1, t), where tokens are chosen: of this step's rows in the conversation."""
     tau: Tensor | None = None
     """float32 (1,), where tokens are chosen: 1 or more keeps all of this step's."""
     lengths: Tensor | None = None
@@ -71,6 +128,7 @@ class GroupQueryAttention(nn.Module):
             raise TypeError("the network's attention leaves have been swapped already")
         self.layer, self.context = layer, context
         self.heads, self.kv_heads, self.head_dim = attention.heads, attention.kv_heads, attention.head_dim
+        self.rotary = self.head_dim % ROTARY_MULTIPLE == 0
         self.causal, self.scale = attention.cached.causal, attention.cached.scale
         self.pad = -self.head_dim % HEAD_DIM_MULTIPLE
         self.sparsity = sparsity
@@ -126,50 +184,82 @@ class GroupQueryAttention(nn.Module):
 
     def _operator(self, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         cache: Cache = step.extra
-        # Of a first prompt the operator takes rows to be neighbours; what was chosen has gaps.
-        rotary = self.head_dim % ROTARY_MULTIPLE == 0 and self.choice is None
-        if not rotary:
-            q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
         if self.choice is None:
-            return self._attended(q, k, v, cache, cache.last, cache.total, rotary)
-        assert cache.tau is not None and cache.lengths is not None
-        kept = torch.cond(cache.tau[0] < 1, self.choice, all_kept, (q, k, cache.tau))
-        cache.kept.append(kept)
+            if not self.rotary:
+                q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+            own = (cache.cos, cache.sin, None) if self.rotary else NO_TABLES
+            out, *present = self._attended(q, k, v, cache.past[self.layer], cache.last, cache.total, own)
+        else:
+            assert cache.tau is not None and cache.lengths is not None and cache.positions is not None
+            taken = (q, k, v, cache.past[self.layer], cache.lengths[self.layer], cache.tau)
+            tables = (step.cos, step.sin), (cache.cos, cache.sin, cache.positions)
+            out, kept, *present = torch.cond(cache.tau[0] < 1, self._of_chosen, self._of_all, (*taken, *tables))
+            cache.kept.append(kept)
+        cache.present.append((present[0], present[1]))
+        return out
+
+    def _of_chosen(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        past: tuple[Tensor, Tensor],
+        length: Tensor,
+        tau: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        _: tuple[Tensor, Tensor, Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Attention of the rows that are chosen, zeros for the others; which they are, (t,); the cache."""
+        assert self.choice is not None
+        # Of a first prompt the operator takes rows to be neighbours; what was chosen has gaps.
+        q, k = rotate(q, *rotation), rotate(k, *rotation)
+        kept = self.choice(q, k, tau)
         places = torch.nonzero(kept)[:, 0]
         torch._check(places.shape[0] >= 1)  # type: ignore[no-untyped-call]
         torch._check(places.shape[0] <= q.shape[1])  # type: ignore[no-untyped-call]
-        total = cache.lengths[self.layer] + places.shape[0]
-        q_kept, k_kept, v_kept = (x.index_select(1, places) for x in (q, k, v))
+        total = length + places.shape[0]
         last, total = (total - 1).reshape(1).to(torch.int32), total.to(torch.int32)
-        out = self._attended(q_kept, k_kept, v_kept, cache, last, total, rotary)
-        return torch.zeros(1, q.shape[1], out.shape[2]).index_copy(1, places, out)
+        q_kept, k_kept, v_kept = (x.index_select(1, places) for x in (q, k, v))
+        out, key, value = self._attended(q_kept, k_kept, v_kept, past, last, total, NO_TABLES)
+        return torch.zeros(1, q.shape[1], out.shape[2]).index_copy(1, places, out), kept, key, value
+
+    def _of_all(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        past: tuple[Tensor, Tensor],
+        length: Tensor,
+        tau: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        tables: tuple[Tensor, Tensor, Tensor],
+    ) -> tuple[Tensor, ...]:
+        """The same where nothing is left out, as of steps behind a prompt: next to nothing but the operator, for small
+        ones between products cost a step more than a shorter cache gains.
+        """
+        if not self.rotary:
+            q, k = rotate(q, *rotation), rotate(k, *rotation)
+        total = (length + q.shape[1]).to(torch.int32)
+        given = tables if self.rotary else NO_TABLES
+        out, key, value = self._attended(q, k, v, past, (total - 1).reshape(1), total, given)
+        return out, torch.ones(q.shape[1], dtype=torch.bool), key, value
 
     def _attended(
-        self, q: Tensor, k: Tensor, v: Tensor, cache: Cache, last: Tensor, total: Tensor, rotary: bool
-    ) -> Tensor:
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        past: tuple[Tensor, Tensor],
+        last: Tensor,
+        total: Tensor,
+        tables: tuple[Tensor | None, Tensor | None, Tensor | None],
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`tables`: cosines, sines, and the rows' positions (1, t), by default their places in the cache."""
         q, k, v = (F.pad(x, (0, self.pad)).flatten(2) if self.pad else x.flatten(2) for x in (q, k, v))
-        attributes: Attributes = {
-            "num_heads": self.heads,
-            "kv_num_heads": self.kv_heads,
-            "scale": self.scale,
-            "do_rotary": int(rotary),
-            "causal": int(self.causal),
-        }
-        tables = [cache.cos, cache.sin] if rotary else [None, None]
-        inputs = [q, k, v, *cache.past[self.layer], last, total, *tables]
-        if self.k_scale is not None:
-            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
-            inputs += [None, None, None, self.k_scale, self.v_scale]
-        out, key, value = torch.onnx.ops.symbolic_multi_out(
-            "com.microsoft::GroupQueryAttention",
-            inputs,
-            attributes,
-            dtypes=(torch.float32, self.cache_dtype, self.cache_dtype),
-            shapes=(q.shape, self.cache_shape, self.cache_shape),
-            version=1,
+        out, key, value = torch.ops.handlens.group_query_attention(
+            *(q, k, v, *past, last, total, *tables, self.k_scale, self.v_scale),
+            *(self.heads, self.kv_heads, self.scale, self.causal),
         )
-        cache.present.append((key, value))
         if self.pad:
             out = out.view(1, -1, self.heads, self.head_dim + self.pad)[..., : self.head_dim].flatten(2)
-        attended: Tensor = out
-        return attended
+        return out, key, value

@@ -136,4 +136,5 @@ def _origin(value: ir.Value | None) -> ir.Value | None:
 
 def contrib_nodes(model: ir.Model) -> int:
     """Nodes that are ONNX Runtime contrib operators."""
-    return sum(node.domain == "com.microsoft" for node in model.graph)
+    graphs = (model.graph, *model.graph.subgraphs())
+    return sum(node.domain == "com.microsoft" for graph in graphs for node in graph)
