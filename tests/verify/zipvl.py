@@ -24,15 +24,18 @@ import torch
 from outcome import Cases, Outcome
 from passages import windows
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import Plan, describe, plan
 from handlens_export.measuring import tokenizer_of
+from handlens_export.network.attention import Step
 from handlens_export.network.config import DecoderConfig
 from handlens_export.network.decoder import DecoderLayer
 from handlens_export.network.load import Parameters
 from handlens_export.network.mapped import float_network
 from handlens_export.network.network import Network
+from handlens_export.network.rope import rotate
 from handlens_export.network.zipvl import SparseAttention, ZipVL, attention_of, largest, probes, swap, tally
 from handlens_export.network.zipvl_chunks import ChunkedSparseAttention
 from handlens_export.prompt_rows import prepare_prompt
@@ -59,6 +62,8 @@ LARGE = ((3, 4), (4, 3), (4, 4))
 TAUS, NOVEL_TAUS = (0.9, 0.95, TAU, 0.99), (0.99, TAU, 0.95, 0.9, 0.8)
 FEWER, POINTS = 0.45, 0.5
 DENSE, ADAPTIVE, FIXED, FASTV, CHUNKED = "dense", "zipvl", "fixed", "fastv", "chunks"
+ALL_QUERIES, CACHE_ONLY = "all queries", "cache only"
+PART_TAUS = (TAU, 0.9, 0.8)
 CHUNKS = (512, 256, 128)
 """Rows of a pass."""
 BEHIND = 2
@@ -108,6 +113,30 @@ class FastV(SparseAttention):
             return torch.arange(t)
         assert self.prompt.left is not None
         return self.prompt.left
+
+
+class Partly(SparseAttention):
+    """A part of the method. The cache keeps what is chosen; all of a prompt's rows attend, to that and to themselves,
+    or to all as if nothing were left out.
+    """
+
+    def __init__(self, config: DecoderConfig, tau: float, whole: bool) -> None:
+        super().__init__(config, ZipVL(tau))
+        self.whole = whole
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+        if not step.prompt:
+            return super().forward(q, k, v, step)
+        assert not step.position, "of a conversation's first prompt alone"
+        q, k = rotate(q, step.cos, step.sin), rotate(k, step.cos, step.sin)
+        self.kept, t = self.chosen(q, k), q.shape[1]
+        self.keys, self.values = k[:, self.kept], v[:, self.kept]
+        seen = torch.eye(t, dtype=torch.bool)
+        seen[:, slice(None) if self.whole else self.kept] = True
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        mask = seen.tril() if self.causal else seen
+        out = scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale, enable_gqa=True)
+        return out.transpose(1, 2).flatten(2)
 
 
 FIELDS = ("right", "hits", "tokens", "vision", "kept", "all", "same")
@@ -265,6 +294,8 @@ def _network(kind: str, amount: float, prompt: Prompt) -> tuple[Network, list[Sp
         ADAPTIVE: lambda layer: SparseAttention(config, ZipVL(amount)),
         FIXED: lambda layer: FixedShare(config, amount),
         FASTV: lambda layer: FastV(config, amount, layer, prompt),
+        ALL_QUERIES: lambda layer: Partly(config, amount, whole=False),
+        CACHE_ONLY: lambda layer: Partly(config, amount, whole=True),
         CHUNKED: lambda layer: ChunkedSparseAttention(config, ZipVL(TAU)),
     }
     if kind == DENSE:
@@ -322,6 +353,14 @@ def in_chunks() -> Outcome:
     return Outcome({"questions": CURVE, "by pass": found}, "reported", True)
 
 
+def in_parts() -> Outcome:
+    """What leaving queries out costs beside leaving keys out, of the prompt or of the cache alone."""
+    ways = [(DENSE, 0.0), *((kind, tau) for tau in PART_TAUS for kind in (ADAPTIVE, ALL_QUERIES, CACHE_ONLY))]
+    answers = zip(ways, _answers(ways, CURVE), strict=True)
+    found = {f"{kind} {amount:g}": _summary(one) for (kind, amount), one in answers}
+    return Outcome({"questions": CURVE, "by part": found}, "reported", True)
+
+
 def of_a_novel() -> Outcome:
     """SmolLM2's perplexity on what follows a long prompt of which each layer keeps a share."""
     found = {
@@ -366,5 +405,6 @@ def _following(tau: float) -> dict[str, float]:
 CASES: Cases = {
     f"the reader by share kept, {LEAST_VISION} vision tokens and more": by_share,
     "the reader in chunks": in_chunks,
+    "the reader by part of the method": in_parts,
     f"SmolLM2 after {LENGTH} tokens of a novel": of_a_novel,
 }
