@@ -1,15 +1,18 @@
-"""What choosing a prompt's tokens gains and costs at full size, beside a bundle that keeps all: ONNX Runtime alone. For
-quiet cores.
+"""What choosing a prompt's tokens gains and costs at full size, beside the same program told to keep all: ONNX Runtime
+alone. For quiet cores.
 
 The 3B model with random weights whose attention is planted (`planted`), for random weights look at all tokens alike: in
 the mean over its layers SHARE of PROMPT random tokens is kept, and layers differ as SmolLM2's do on a novel. That share
 is what is to be shown, not what models at hand keep: they are named beside it. Weights are rounded after planting, so
-tau is moved until the program keeps SHARE. The choice is made inside the program; both bundles cache in int8.
+tau is moved until the program keeps SHARE. The choice is made inside the program; the cache is int8.
 
-Attention's part of a step is what it takes longer than one of the dense bundle behind an empty cache, taken in turns.
-Of a prompt it is the time of the attention operators, and where tokens are chosen that of the branches in which they
-stand, which choose, gather, rotate and scatter too, by ONNX Runtime's profiler: of a step's small operators it would
-take longer to write down than they take to run.
+Both sides are passes of one loaded bundle, a tau of 1 keeping all, as `--dense` does: of the same bundle loaded twice
+into a process, one takes up to half as long again a step, whichever comes first, for where its weights lie in memory.
+
+Attention's part of a step is what it takes longer than steps behind an empty cache, a moment later. Of a prompt it is
+the time of the attention operators, and where tokens are chosen of the branches in which they stand, which choose,
+gather, rotate and scatter too, by ONNX Runtime's profiler: of a step's small operators it would take longer to write
+down than they take to run.
 """
 
 from __future__ import annotations
@@ -64,7 +67,7 @@ FIRST_TAU, NEAR = 0.978, 0.03
 """Where tau is tried first, and how far from SHARE what the program keeps may lie."""
 CONTEXT = LONG + 256
 EMPTY = "step behind an empty cache"
-STEPS, TURNS, WARM = 16, 10, 128
+STEPS, TURNS, WARM = 16, 4, 128
 """Tokens decoded behind a prompt, and how many times; tokens of a prompt that is not timed, before all else."""
 LENGTHS, SHORT_TAUS = (160, 256, 512, 1_024), (TAU, 0.999)
 """Of prompts among which the shortest that gains is looked for, at shares like the planted one and models at hand's."""
@@ -76,26 +79,27 @@ MOVES = np.linspace(-10, 10, 4_001)
 class Operators:
     """Seconds of some passes' operators."""
 
+    branches: float
+    """All of attention's part."""
     attention: float
-    """Attention's part."""
-    choosing: float
-    """What of it is not attention's operators."""
+    """Attention's own operators, which stand in the branches."""
 
 
-class Profiled:
-    """A bundle whose decoder writes down what each of its operators takes."""
+class Sides:
+    """A bundle that chooses and that keeps all, whose decoder writes down what each of its operators takes."""
 
-    def __init__(self, path: Path, sparse: bool | None, folder: Path) -> None:
+    def __init__(self, folder: Path) -> None:
         class Options(ort.SessionOptions):  # type: ignore[misc]
             def __init__(self) -> None:
                 super().__init__()
                 self.enable_profiling = True
-                self.profile_file_prefix = str(folder / path.name)
+                self.profile_file_prefix = str(folder / "passes")
 
         with patch.object(ort, "SessionOptions", Options):
-            self.runner = _runner(path, sparse)
-        backend: Any = self.runner.engine.backend
-        self._session, self._passes = backend._decoder, 1  # that of loading
+            self.engine = open_bundle(str(_bundle()), "onnx", physical_cores(), True)[0].engine
+        self.dense, self.sparse = BundleRunner(self.engine), BundleRunner(self.engine, sparse=True)
+        self.backend: Any = self.engine.backend
+        self._session, self._passes = self.backend._decoder, 1  # that of loading
         run = self._session.run_with_iobinding
 
         def counted(binding: Any) -> None:
@@ -105,7 +109,11 @@ class Profiled:
         self._session.run_with_iobinding = counted
         self._sections: dict[str, tuple[int, int]] = {}
 
-    def run(self, name: str, passes: Callable[[], object]) -> None:
+    def choose_by(self, tau: float) -> None:
+        """From now on."""
+        self.backend._sparsity = self.backend._sparsity.model_copy(update={"tau": tau})
+
+    def profiled(self, name: str, passes: Callable[[], object]) -> None:
         """Call what makes passes, whose operators are to be found by `name`."""
         before = self._passes
         passes()
@@ -122,54 +130,49 @@ class Profiled:
             if kind in sums:
                 sums[kind][bisect_right(begins, event["ts"]) - 1] += event["dur"] / 1e6
         return {
-            name: Operators(max(own, branches), max(0.0, branches - own))
+            name: Operators(*(float(sums[kind][begin:end].sum()) for kind in ("If", "GroupQueryAttention")))
             for name, (begin, end) in self._sections.items()
-            for own, branches in [[float(sums[kind][begin:end].sum()) for kind in ("GroupQueryAttention", "If")]]
         }
 
 
 def at_length(length: int, rounds: int) -> Outcome:
-    """A prompt and steps behind it, in turns with the bundle that keeps all. Prompts are timed while they are profiled,
-    of which so long ones take no notice, and in so many rounds more; steps after the profile's end.
+    """A prompt, steps behind it, and steps behind none, in turns with keeping all. The first prompt is timed while it
+    is profiled, of which so long a one takes no notice; all else after the profile's end.
     """
     walls: dict[tuple[str, str], list[float]] = {}
 
-    def timed(name: str, part: str) -> None:
-        runner = sides[name].runner
-        if part == "prompt":
-            taken = runner.prefill(length)
-        else:
-            taken = runner.decode(0 if part == EMPTY else length, STEPS) / STEPS
-        walls.setdefault((name, part), []).append(taken)
-        print(name, length, part, f"{taken:.4f} s", file=sys.stderr, flush=True)
+    def timed(name: str, part: str, call: Callable[[], float]) -> None:
+        walls.setdefault((name, part), []).append(call())
+        print(name, length, part, f"{walls[name, part][-1]:.4f} s", file=sys.stderr, flush=True)
 
     with TemporaryDirectory() as folder:
-        opened = {"dense": (_bundle(None), None), "sparse": (_bundle(TAU), True)}
-        sides = {name: Profiled(*bundle, Path(folder)) for name, bundle in opened.items()}
-        sparse = sides["sparse"].runner
-        for side in sides.values():
-            side.runner.prefill(WARM)
-        tau = _tau(sparse)
-        for name, side in sides.items():
-            side.run("prompt", partial(timed, name, "prompt"))
-        theirs, ours = (side.operators()["prompt"] for side in sides.values())
+        both = Sides(Path(folder))
+        named = {"sparse": both.sparse, "dense": both.dense}
+        both.sparse.prefill(WARM)
+        tau = _tau(both)
+        both.profiled("sparse", partial(timed, "sparse", "prompt", partial(both.sparse.prefill, length)))
+        held = _resident(both)
+        both.profiled("dense", partial(timed, "dense", "prompt", partial(both.dense.prefill, length)))
+        operators = both.operators()
     for number in range(rounds):
-        for name in sides if number % 2 else reversed(sides):
-            timed(name, "prompt")
-    for number in range(TURNS):
-        for name in sides if number % 2 else reversed(sides):
-            timed(name, "step")
-        timed("dense", EMPTY)
-    kept, held, sizes = sparse.kept(length), _resident(sparse), sparse.engine.bundle.manifest.sizes
+        for name, runner in named.items() if number % 2 else reversed(named.items()):
+            if number or name == "sparse":  # else it is the one that was profiled last
+                timed(name, "prompt", partial(runner.prefill, length))
+            for depth, part in ((length, "step"), (0, EMPTY)):
+                for _ in range(TURNS):
+                    timed(name, part, lambda runner=runner, depth=depth: runner.decode(depth, STEPS) / STEPS)
+    kept, sizes = both.sparse.kept(length), both.engine.bundle.manifest.sizes
+    theirs, ours = operators["dense"], operators["sparse"]
     seconds = {key: median(taken) for key, taken in walls.items()}
-    prompt, step, empty = seconds["dense", "prompt"], seconds["dense", "step"], seconds["dense", EMPTY]
+    prompt, step = seconds["dense", "prompt"], seconds["dense", "step"]
+    beyond = {name: seconds[name, "step"] - seconds[name, EMPTY] for name in named}
     ratios = {
         "prompt": prompt / seconds["sparse", "prompt"],
-        "prompt's ceiling": prompt / (prompt - theirs.attention),
-        "attention of the prompt": theirs.attention / ours.attention,
+        "prompt's ceiling": prompt / (prompt - theirs.branches),
+        "attention of the prompt": theirs.branches / ours.branches,
         "step": step / seconds["sparse", "step"],
-        "step's ceiling": step / empty,
-        "attention of the step": (step - empty) / (seconds["sparse", "step"] - empty),
+        "step's ceiling": step / seconds["dense", EMPTY],
+        "attention of the step": beyond["dense"] / beyond["sparse"],
     }
     values = {
         "tokens": length,
@@ -179,7 +182,7 @@ def at_length(length: int, rounds: int) -> Outcome:
         "cores": physical_cores(),
         "seconds": {f"{part}, {name}": [round(one, 4) for one in taken] for (name, part), taken in walls.items()},
         "dense over sparse": {name: round(ratio, 2) for name, ratio in ratios.items()},
-        "choosing, ms a layer": round(1000 * ours.choosing / sizes.layers, 2),
+        "choosing, ms a layer": round(1000 * (ours.branches - ours.attention) / sizes.layers, 2),
     }
     if length == LONG:
         bar = "a whole step 1.3 times faster, attention's part of the prompt 2.6 times"
@@ -191,13 +194,13 @@ def at_length(length: int, rounds: int) -> Outcome:
     return Outcome(values, bar, met)
 
 
-def _tau(runner: BundleRunner) -> float:
-    """At which SHARE of a prompt is kept; the runner's from now on."""
+def _tau(both: Sides) -> float:
+    """At which SHARE of a prompt is kept; what the bundle chooses by from now on."""
     low, tau, high = 0.9, FIRST_TAU, 1.0
     while True:
-        _set_tau(runner, tau)
-        runner.prefill(PROMPT)
-        kept = runner.kept(PROMPT)
+        both.choose_by(tau)
+        both.sparse.prefill(PROMPT)
+        kept = both.sparse.kept(PROMPT)
         print(f"tau {tau:.4f} keeps {kept:.4f}", file=sys.stderr, flush=True)
         if abs(kept - SHARE) <= NEAR / 2:
             return tau
@@ -205,58 +208,45 @@ def _tau(runner: BundleRunner) -> float:
         tau = (low + high) / 2
 
 
-def _set_tau(runner: BundleRunner, tau: float) -> None:
-    backend: Any = runner.engine.backend
-    backend._sparsity = backend._sparsity.model_copy(update={"tau": tau})
-
-
 def shortest() -> Outcome:
     """From which length on a prompt is faster already for what is left out of it, by tau; what choosing takes."""
-    dense, sparse = _runner(_bundle(None), None), _runner(_bundle(TAU), True)
-    sparse._least = LEAST_SPARSE
-    for runner in (dense, sparse):
-        runner.prefill(WARM)
     found: dict[float, dict[int, dict[str, Any]]] = {tau: {} for tau in SHORT_TAUS}
-    for tau, length in product(SHORT_TAUS, LENGTHS):
-        _set_tau(sparse, tau)
-        taken = [runner.prefill(length) for runner in (dense, sparse, sparse, dense)]
-        ratios = [round(taken[0] / taken[1], 3), round(taken[3] / taken[2], 3)]
-        found[tau][length] = {"kept": round(sparse.kept(length), 4), "dense over sparse": ratios}
-        print(tau, length, taken, found[tau][length], file=sys.stderr, flush=True)
-    layers = sparse.engine.bundle.manifest.sizes.layers
-    del dense, sparse, runner
     with TemporaryDirectory() as folder:
-        profiled = Profiled(_bundle(TAU), True, Path(folder))
-        profiled.runner._least = LEAST_SPARSE
-        walls: dict[int, float] = {}
-        profiled.runner.prefill(WARM)
+        both = Sides(Path(folder))
+        both.sparse._least = LEAST_SPARSE
+        both.dense.prefill(WARM)
+        walls = {}
         for length in LENGTHS:
-            profiled.run(str(length), lambda length=length: walls.update({length: profiled.runner.prefill(length)}))
-        operators = profiled.operators()
+            both.profiled(str(length), lambda length=length: walls.update({length: both.sparse.prefill(length)}))
+        operators = both.operators()
+    for tau, length in product(SHORT_TAUS, LENGTHS):
+        both.choose_by(tau)
+        taken = [runner.prefill(length) for _ in "12" for runner in (both.dense, both.sparse, both.sparse, both.dense)]
+        ratios = [round(a / b, 3) for a, b in ((taken[0], taken[1]), (taken[3], taken[2]))]
+        ratios += [round(a / b, 3) for a, b in ((taken[4], taken[5]), (taken[7], taken[6]))]
+        found[tau][length] = {"kept": round(both.sparse.kept(length), 4), "dense over sparse": ratios}
+        print(tau, length, taken, found[tau][length], file=sys.stderr, flush=True)
     values: dict[str, Any] = {}
     for tau, rows in found.items():
         slower = [length for length, row in rows.items() if mean(row["dense over sparse"]) < 1]
         gains = min((length for length in LENGTHS if length > max(slower, default=0)), default=None)
         values[f"tau {tau:g}"] = {"by length": rows, "gains from": gains}
+    layers = both.engine.bundle.manifest.sizes.layers
+    choosing = {length: operators[str(length)].branches - operators[str(length)].attention for length in LENGTHS}
     values["choosing"] = {
         length: {
-            "ms a layer": round(1000 * operators[str(length)].choosing / layers, 2),
-            "% of the prompt": round(100 * operators[str(length)].choosing / walls[length], 2),
+            "ms a layer": round(1000 * choosing[length] / layers, 2),
+            "% of the prompt": round(100 * choosing[length] / walls[length], 2),
         }
         for length in LENGTHS
     }
     return Outcome(values, "reported", True)
 
 
-def _runner(path: Path, sparse: bool | None) -> BundleRunner:
-    return open_bundle(str(path), "onnx", physical_cores(), sparse)[0]
-
-
-def _resident(runner: BundleRunner) -> int:
+def _resident(both: Sides) -> int:
     """Bytes of the cache that are in memory."""
-    backend: Any = runner.engine.backend
     libc, total = ctypes.CDLL(None, use_errno=True), 0
-    for buffer in backend._cache.values():
+    for buffer in both.backend._cache.values():
         address, size = buffer.data_ptr(), buffer.tensor_size_in_bytes()
         begin = address // mmap.PAGESIZE * mmap.PAGESIZE
         count = -(-(address + size - begin) // mmap.PAGESIZE)
@@ -267,9 +257,9 @@ def _resident(runner: BundleRunner) -> int:
     return total
 
 
-def _bundle(tau: float | None) -> Path:
-    name = f"planted-{'dense' if tau is None else 'sparse'}-{_state()}"
-    return bundles.exported(_checkpoint(), name, Recipe(tau=tau, backends=("onnx",), context=CONTEXT))
+def _bundle() -> Path:
+    recipe = Recipe(tau=TAU, backends=("onnx",), context=CONTEXT)
+    return bundles.exported(_checkpoint(), f"planted-sparse-{_state()}", recipe)
 
 
 def _state() -> str:
@@ -344,7 +334,7 @@ def _kept(network: Network, rows: Tensor) -> list[float]:
 
 
 CASES: Cases = {
-    f"full size, {PROMPT} tokens, {SHARE:.0%} kept": partial(at_length, PROMPT, 1),
+    f"full size, {PROMPT} tokens, {SHARE:.0%} kept": partial(at_length, PROMPT, 2),
     "full size, the shortest prompt that gains": shortest,
-    f"full size, {LONG} tokens": partial(at_length, LONG, 0),
+    f"full size, {LONG} tokens": partial(at_length, LONG, 1),
 }
