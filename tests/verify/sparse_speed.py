@@ -6,11 +6,13 @@ the mean over its layers SHARE of PROMPT random tokens is kept, and layers diffe
 is what is to be shown, not what models at hand keep: they are named beside it. Weights are rounded after planting, so
 tau is moved until the program keeps SHARE. The choice is made inside the program; the cache is int8.
 
-Both sides are passes of one loaded bundle, a tau of 1 keeping all, as `--dense` does: of the same bundle loaded twice
-into a process, one takes up to half as long again a step, whichever comes first, for where its weights lie in memory.
+Both sides are passes of one loaded bundle, a tau of 1 keeping all, as `--dense` does, with its memory brought into huge
+pages: of the same bundle loaded twice into a process, one took half as long again a step, whichever came first. The
+cache alone stays in small ones, as phones have them.
 
-Attention's part of a step is what it takes longer than steps behind an empty cache, a moment later. Of a prompt it is
-the time of the attention operators, and where tokens are chosen of the branches in which they stand, which choose,
+Attention's part of a step is what it takes longer than one behind an empty cache, taken in turns. What a step reads
+depends on how many rows the cache has, not on what they hold: so they are counted, not computed again. Of a prompt it
+is the time of the attention operators, and where tokens are chosen of the branches in which they stand, which choose,
 gather, rotate and scatter too, by ONNX Runtime's profiler: of a step's small operators it would take longer to write
 down than they take to run.
 """
@@ -31,6 +33,7 @@ from itertools import product
 from pathlib import Path
 from statistics import mean, median
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import Any
 from unittest.mock import patch
 
@@ -39,6 +42,7 @@ import numpy as np
 import onnxruntime as ort
 import reading
 import torch
+from numpy.typing import NDArray
 from outcome import Cases, Outcome
 from passages import windows
 from planted import plant
@@ -54,6 +58,7 @@ from handlens_export.network.zipvl import ZipVL, swap
 from handlens_export.prompt_rows import embed, prepare_prompt
 from handlens_export.quantize.formats import weigh
 from handlens_export.recipe import TAU, Recipe
+from handlens_runtime.backends.kept_rows import KeptRows
 from handlens_runtime.backends.onnx import physical_cores
 from handlens_runtime.bench.bundle_runner import BundleRunner, open_bundle
 from handlens_runtime.bundle import TOKENIZER
@@ -67,11 +72,12 @@ FIRST_TAU, NEAR = 0.978, 0.03
 """Where tau is tried first, and how far from SHARE what the program keeps may lie."""
 CONTEXT = LONG + 256
 EMPTY = "step behind an empty cache"
-STEPS, TURNS, WARM = 16, 4, 128
+STEPS, TURNS, WARM = 16, 12, 128
 """Tokens decoded behind a prompt, and how many times; tokens of a prompt that is not timed, before all else."""
 LENGTHS, SHORT_TAUS = (160, 256, 512, 1_024), (TAU, 0.999)
 """Of prompts among which the shortest that gains is looked for, at shares like the planted one and models at hand's."""
 MADE_OF = ("tests/verify/planted.py", "tests/verify/sparse_speed.py", "export/handlens_export/network/zipvl.py")
+HUGE, MADV_HUGEPAGE, MADV_COLLAPSE = 1 << 21, 14, 25
 MOVES = np.linspace(-10, 10, 4_001)
 
 
@@ -99,6 +105,7 @@ class Sides:
             self.engine = open_bundle(str(_bundle()), "onnx", physical_cores(), True)[0].engine
         self.dense, self.sparse = BundleRunner(self.engine), BundleRunner(self.engine, sparse=True)
         self.backend: Any = self.engine.backend
+        _into_huge_pages({buffer.data_ptr() for buffer in self.backend._cache.values()})
         self._session, self._passes = self.backend._decoder, 1  # that of loading
         run = self._session.run_with_iobinding
 
@@ -112,6 +119,17 @@ class Sides:
     def choose_by(self, tau: float) -> None:
         """From now on."""
         self.backend._sparsity = self.backend._sparsity.model_copy(update={"tau": tau})
+
+    def step(self, depth: int, lengths: NDArray[np.int32] | None) -> float:
+        """Seconds of a step behind `depth` tokens, of which layers hold as many as `lengths` says, or all."""
+        self.backend._kept = KeptRows(self.engine.bundle.manifest.sizes.layers)
+        if lengths is not None:
+            self.backend._kept._after.append((depth, lengths))
+        rows = self.backend.embed(np.zeros(1, np.int64))
+        began = perf_counter()
+        for position in range(depth, depth + STEPS):
+            self.backend.decode(rows, position)
+        return (perf_counter() - began) / STEPS
 
     def profiled(self, name: str, passes: Callable[[], object]) -> None:
         """Call what makes passes, whose operators are to be found by `name`."""
@@ -136,9 +154,10 @@ class Sides:
 
 
 def at_length(length: int, rounds: int) -> Outcome:
-    """A prompt, steps behind it, and steps behind none, in turns with keeping all. The first prompt is timed while it
-    is profiled, of which so long a one takes no notice; all else after the profile's end.
+    """A prompt, and steps behind it and behind nothing, in turns with keeping all. The first prompt is timed while it
+    is profiled, of which so long a one takes no notice, others in as many `rounds` more; steps after the profile's end.
     """
+    sides = ("sparse", "dense")
     walls: dict[tuple[str, str], list[float]] = {}
 
     def timed(name: str, part: str, call: Callable[[], float]) -> None:
@@ -147,32 +166,31 @@ def at_length(length: int, rounds: int) -> Outcome:
 
     with TemporaryDirectory() as folder:
         both = Sides(Path(folder))
-        named = {"sparse": both.sparse, "dense": both.dense}
         both.sparse.prefill(WARM)
-        tau = _tau(both)
+        tau = _tau(both) if length == PROMPT else FIRST_TAU
+        both.choose_by(tau)
         both.profiled("sparse", partial(timed, "sparse", "prompt", partial(both.sparse.prefill, length)))
-        held = _resident(both)
+        held, chosen = _resident(both), both.backend._kept.at(length)
         both.profiled("dense", partial(timed, "dense", "prompt", partial(both.dense.prefill, length)))
         operators = both.operators()
     for number in range(rounds):
-        for name, runner in named.items() if number % 2 else reversed(named.items()):
-            if number or name == "sparse":  # else it is the one that was profiled last
-                timed(name, "prompt", partial(runner.prefill, length))
-            for depth, part in ((length, "step"), (0, EMPTY)):
-                for _ in range(TURNS):
-                    timed(name, part, lambda runner=runner, depth=depth: runner.decode(depth, STEPS) / STEPS)
+        for name in sides if number % 2 else sides[::-1]:
+            timed(name, "prompt", partial(getattr(both, name).prefill, length))
+    for number in range(TURNS):
+        for name in sides if number % 2 else sides[::-1]:
+            timed(name, "step", partial(both.step, length, chosen if name == "sparse" else None))
+        timed("dense", EMPTY, partial(both.step, 0, None))
     kept, sizes = both.sparse.kept(length), both.engine.bundle.manifest.sizes
     theirs, ours = operators["dense"], operators["sparse"]
     seconds = {key: median(taken) for key, taken in walls.items()}
-    prompt, step = seconds["dense", "prompt"], seconds["dense", "step"]
-    beyond = {name: seconds[name, "step"] - seconds[name, EMPTY] for name in named}
+    prompt, step, empty = seconds["dense", "prompt"], seconds["dense", "step"], seconds["dense", EMPTY]
     ratios = {
         "prompt": prompt / seconds["sparse", "prompt"],
         "prompt's ceiling": prompt / (prompt - theirs.branches),
         "attention of the prompt": theirs.branches / ours.branches,
         "step": step / seconds["sparse", "step"],
-        "step's ceiling": step / seconds["dense", EMPTY],
-        "attention of the step": beyond["dense"] / beyond["sparse"],
+        "step's ceiling": step / empty,
+        "attention of the step": (step - empty) / (seconds["sparse", "step"] - empty),
     }
     values = {
         "tokens": length,
@@ -241,6 +259,19 @@ def shortest() -> Outcome:
         for length in LENGTHS
     }
     return Outcome(values, "reported", True)
+
+
+def _into_huge_pages(others: set[int]) -> None:
+    """What this process has allocated, the memory at `others` apart, where Linux can (6.1 and later)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        span, access, _, _, inode, *name = line.split()
+        begin, end = (int(place, 16) for place in span.split("-"))
+        begin, end = -(-begin // HUGE) * HUGE, end // HUGE * HUGE
+        ours = access == "rw-p" and inode == "0" and name in ([], ["[heap]"])
+        if ours and begin < end and not any(begin - HUGE < other < end for other in others):
+            for advice in (MADV_HUGEPAGE, MADV_COLLAPSE):
+                libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), advice)
 
 
 def _resident(both: Sides) -> int:
@@ -334,7 +365,7 @@ def _kept(network: Network, rows: Tensor) -> list[float]:
 
 
 CASES: Cases = {
-    f"full size, {PROMPT} tokens, {SHARE:.0%} kept": partial(at_length, PROMPT, 2),
+    f"full size, {PROMPT} tokens, {SHARE:.0%} kept": partial(at_length, PROMPT, 1),
     "full size, the shortest prompt that gains": shortest,
-    f"full size, {LONG} tokens": partial(at_length, LONG, 1),
+    f"full size, {LONG} tokens": partial(at_length, LONG, 0),
 }
