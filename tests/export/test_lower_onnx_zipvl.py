@@ -49,11 +49,12 @@ class Program:
         return torch.from_numpy(logits[0])
 
 
-def made(folder: Path, kv: str, bits: int = 32, **changes) -> tuple[Program, Network]:
+def made(folder: Path, kv: str, **changes) -> tuple[Program, Network]:
+    """Linears in float: those of 4 bits round what goes in to int8, which differs by processor (`test_lower_onnx`)."""
     network, scales = sharp_network(**changes), None
     if kv == "int8":
         scales = calibrate(network, [network.decoder.embedding(torch.randint(0, 200, (1, 60)))])
-    quantize_all(network, bits, 32, embedding_bits=32)
+    quantize_all(network, 32, 32, embedding_bits=32)
     spec = LoweringSpec(CONTEXT, CONTEXT, kv, None, (), kv_scales=scales, sparsity=ZipVL(TAU))
     reference = onnx.reference(copy.deepcopy(network), spec)
     onnx.lower_part("decoder", network, spec, folder, lambda share: None)
@@ -61,17 +62,17 @@ def made(folder: Path, kv: str, bits: int = 32, **changes) -> tuple[Program, Net
 
 
 @pytest.mark.parametrize(
-    ("kv", "bits", "least_cosine", "changes"),
+    ("kv", "changes"),
     [
-        ("float", 32, 0.9999, {}),
-        ("int8", 4, 0.999, {"qkv_bias": True}),  # activations are rounded to int8, after sums that differ by machine
-        ("float", 32, 0.9999, {"causal": False, "head_dim": 12, "heads": 4, "layers": 1}),
+        ("float", {}),
+        ("int8", {"qkv_bias": True}),
+        ("float", {"causal": False, "head_dim": 12, "heads": 4, "layers": 1}),
     ],
     ids=["float", "int8", "bidirectional-padded-heads"],
 )
-def test_a_conversation_of_prompts_and_answers_is_the_references(tmp_path, kv, bits, least_cosine, changes):
-    program, reference = made(tmp_path, kv, bits, **changes)
-    converse(program, reference, least_cosine)
+def test_a_conversation_of_prompts_and_answers_is_the_references(tmp_path, kv, changes):
+    program, reference = made(tmp_path, kv, **changes)
+    converse(program, reference, 0.9999)
 
 
 def test_at_a_tau_of_one_it_is_dense_and_going_back_is_a_matter_of_lengths(tmp_path):
