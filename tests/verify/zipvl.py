@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
+from itertools import takewhile
 from math import ceil
 from pathlib import Path
 from random import Random
@@ -226,17 +227,21 @@ def _block(ways: Sequence[Way], begin: int, count: int) -> list[Found]:
     networks = [_network(kind, amount, prompt) for kind, amount in ways]
     found: list[Found] = [{key: [] for key in FIELDS} for _ in ways]
     encoded: Encoded = {}
-    page = None
+    page, before = None, tuple[Key, ...]()
     for question in _asked()[begin : begin + count]:
         if question.image != page:
-            encoded, page = {}, question.image
+            encoded, page, before = {}, question.image, ()
         (item,) = answer_items(replace(_questions(), questions=(question,)), manifest, tokenizer)
         keys = _keys(question)
         prompt.pictures = torch.tensor([isinstance(key, tuple) for key in keys])
         rows = item.rows(networks[0][0], encoded)
         assert item.first + 1 == len(keys)
+        same = takewhile(lambda pair: pair[0] == pair[1], zip(before, keys, strict=False))
+        again = min(len(list(same)), len(keys) - 1)  # where all is kept, these rows and what they saw are as before
+        before = keys
         for (kind, amount), (network, leaves), one in zip(ways, networks, found, strict=True):
-            chosen = _prompt(network, rows[:, : len(keys)], leaves, len(keys))
+            begins = 0 if leaves else again
+            chosen = _prompt(network, rows[:, : len(keys)], leaves, len(keys), begins)
             if kind == CHUNKED:
                 whole, chosen = chosen, _prompt(network, rows[:, : len(keys)], leaves, int(amount))
                 one["same"].append(_alike(chosen.kept, whole.kept))
@@ -267,10 +272,10 @@ class Chosen:
     kept: list[Tensor]
 
 
-def _prompt(network: Network, rows: Tensor, leaves: Sequence[SparseAttention], chunk: int) -> Chosen:
-    """In passes of `chunk`; the last may be longer, none is shorter."""
+def _prompt(network: Network, rows: Tensor, leaves: Sequence[SparseAttention], chunk: int, begin: int = 0) -> Chosen:
+    """In passes of `chunk`, from row `begin` on; the last may be longer, none is shorter unless it is the only one."""
     length, logits = rows.shape[1], torch.zeros(0)
-    begins = list(range(0, max(1, length - chunk + 1), chunk))
+    begins = list(range(begin, max(begin + 1, length - chunk + 1), chunk))
     for begin, end in zip(begins, [*begins[1:], length], strict=True):
         logits = network.logits(rows[:, begin:end], begin, prompt=bool(leaves))[0, -1:]
     return Chosen(logits, [cast(Tensor, leaf.kept) for leaf in leaves])
