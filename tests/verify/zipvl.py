@@ -175,6 +175,7 @@ def by_share() -> Outcome:
         DENSE: _summary(all_dense),
         f"{ADAPTIVE} {TAU:g}": _summary(sparse),
         "points, and their interval": _paired(sparse, all_dense),
+        f"by kind, {DENSE} and {ADAPTIVE} {TAU:g}": _by_kind(all_dense, sparse),
         f"curve, {CURVE} questions": curve,
     }
     bar = f"at most {POINTS} points below dense, its interval included, with {FEWER:.0%} fewer of the pictures' tokens"
@@ -187,6 +188,24 @@ def _paired(found: Found, other: Found) -> list[float]:
     more, fewer = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
     bounds = paired_interval(more, fewer, len(pairs))
     return [round(100 * one, 2) for one in ((more - fewer) / len(pairs), *bounds)]
+
+
+def _by_kind(*ways: Found) -> dict[str, dict[str, list[float]]]:
+    """Shares of each kind's questions, and of their answers' tokens, that each way gets right."""
+    places: dict[str, list[int]] = {}
+    for place, question in enumerate(_asked()):
+        places.setdefault(question.kind, []).append(place)
+
+    def share(right: list[Any], of: list[Any], among: list[int]) -> float:
+        return round(sum(right[place] for place in among) / sum(of[place] for place in among), 4)
+
+    return {
+        kind: {
+            "exact": [share(one["right"], [1] * PAIRED, among) for one in ways],
+            "tokens": [share(one["hits"], one["tokens"], among) for one in ways],
+        }
+        for kind, among in places.items()
+    }
 
 
 def _first(found: Found) -> Found:
