@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections.abc import Sequence
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -18,7 +19,7 @@ def zeros(shape: Sequence[int], dtype: str) -> NDArray[Any]:
     """
     size = max(1, prod(shape) * np.dtype(dtype).itemsize)
     pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared pages are taken by reading too
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):  # Linux
+    with suppress(AttributeError, OSError):  # no Linux, or one without such pages
         pages.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(pages, dtype, prod(shape)).reshape(shape)
 

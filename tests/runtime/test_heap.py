@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import sys
 
 import numpy as np
@@ -22,6 +23,15 @@ def test_zeros_take_memory_by_the_page_that_is_written():
     assert array.sum() == 100
     array[3, 40:42] = 1
     assert 2 * MB <= peak_memory_bytes() - before < 8 * MB
+
+
+def test_a_kernel_without_large_pages_gives_its_small_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pages(mmap.mmap):
+        def madvise(self, *advice: int) -> None:
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(mmap, "mmap", Pages)
+    assert not heap.zeros((2, 3), "int8").any()
 
 
 def test_zeros_are_numpys():
