@@ -5,7 +5,7 @@ Knows keys and positions; nothing about text or pictures.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import cast
 
 import numpy as np
@@ -69,11 +69,16 @@ class CachedDecoder:
         self._note(keys, logits)
         return logits
 
-    def run_sparse(self, rows: Rows, keys: Sequence[Key]) -> tuple[Array, NDArray[np.bool_]]:
-        """The same of a whole span, of which each layer keeps some rows: also which, (layers, t)."""
+    def run_sparse(
+        self, rows: Rows, keys: Sequence[Key], stopped: Callable[[], bool]
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        """The same of a whole span, of which each layer keeps some rows: also which, (layers, t).
+
+        Raises Stopped where the backend saw in time that it is `stopped`.
+        """
         assert len(rows) == len(keys)
         begin = len(self._keys)
-        logits, kept = cast(SparseBackend, self._backend).decode_prompt(rows, begin)
+        logits, kept = cast(SparseBackend, self._backend).decode_prompt(rows, begin, stopped)
         self._note(keys, logits)
         self._sparse.append((begin, begin + len(keys)))
         return logits, kept

@@ -3,7 +3,8 @@
     prefill    look at pictures ─▶ prompt ─▶ keep rows of an earlier turn ─▶ [encode tiles ─▶ decoder] chunk by chunk
     generate   prefill ─▶ [sample ─▶ text ─▶ yield ─▶ decoder] token by token
 
-Between any two steps in brackets, and between two batches of tiles, `stop()` is honoured.
+Between any two steps in brackets, and between two batches of tiles, `stop()` is honoured; on ONNX Runtime also within
+the pass that chooses among a prompt's tokens.
 """
 
 from __future__ import annotations
@@ -289,14 +290,15 @@ class Engine:
             for row, key in enumerate(keys):
                 if isinstance(key, tuple):
                     rows[row] = pictures[key[0]][key[1]]
-        if sparse:
-            logits, kept = self._decoder.run_sparse(rows, keys)
-            self.kept.append(Kept(tuple(keys), kept))
-            self.stats.sparse_tokens += len(keys)
-            self.stats.kept_tokens = np.sum([one.rows.sum(1) for one in self.kept], axis=0).tolist()
-        else:
-            logits = self._decoder.run(rows, keys)
-        self.stats.prefill_s += perf_counter() - began
+        try:
+            if not sparse:
+                return self._decoder.run(rows, keys)
+            logits, kept = self._decoder.run_sparse(rows, keys, signal.is_set)
+        finally:
+            self.stats.prefill_s += perf_counter() - began
+        self.kept.append(Kept(tuple(keys), kept))
+        self.stats.sparse_tokens += len(keys)
+        self.stats.kept_tokens = np.sum([one.rows.sum(1) for one in self.kept], axis=0).tolist()
         return logits
 
     def _decode_one(self, token: int) -> Array:

@@ -6,7 +6,7 @@ from threading import Event
 
 
 class Stopped(Exception):  # noqa: N818 - a signal between the engine's layers, not an error a user sees
-    """Raised by `StopSignal.check`, caught by the engine."""
+    """Raised by `StopSignal.check` and by a backend whose pass was ended, caught by the engine."""
 
 
 class StopSignal:
@@ -19,7 +19,11 @@ class StopSignal:
         """Ask the run to stop; safe from any thread."""
         self._event.set()
 
+    def is_set(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self._event.is_set()
+
     def check(self) -> None:
         """Raise Stopped if the run was asked to stop; called between any two steps."""
-        if self._event.is_set():
+        if self.is_set():
             raise Stopped

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from handlens_runtime.backends.kept_rows import KeptRows
 from handlens_runtime.cached_decoder import CachedDecoder
 
 VOCAB = 5
+
+
+def never() -> bool:
+    return False
 
 
 class Fake:
@@ -20,7 +26,9 @@ class Fake:
         self.passes.append((position, len(rows)))
         return np.zeros(VOCAB, np.float32)
 
-    def decode_prompt(self, rows: np.ndarray, position: int) -> tuple[np.ndarray, np.ndarray]:
+    def decode_prompt(
+        self, rows: np.ndarray, position: int, stopped: Callable[[], bool]
+    ) -> tuple[np.ndarray, np.ndarray]:
         kept = np.ones((2, len(rows)), bool)
         kept[1, ::2] = False
         return self.decode(rows, position), kept
@@ -29,7 +37,7 @@ class Fake:
 def decoder() -> CachedDecoder:
     """A prompt of 10 of which tokens were chosen, and an answer of 3."""
     made = CachedDecoder(Fake(), VOCAB)  # type: ignore[arg-type]
-    made.run_sparse(np.zeros((10, 1)), range(10))
+    made.run_sparse(np.zeros((10, 1)), range(10), never)
     for token in (10, 11, 12):
         made.run(np.zeros((1, 1)), [token])
     return made
@@ -38,7 +46,7 @@ def decoder() -> CachedDecoder:
 def test_a_later_turn_goes_on_behind_the_answer() -> None:
     made = decoder()
     assert made.rewind(range(30), {(0, 10), (13, 30)}) == 13
-    made.run_sparse(np.zeros((17, 1)), range(13, 30))
+    made.run_sparse(np.zeros((17, 1)), range(13, 30), never)
     assert made.rewind(range(40), {(0, 10), (13, 30)}) == 30
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -98,8 +98,10 @@ class Recording:
         self.logits.append(logits)
         return logits
 
-    def decode_prompt(self, rows: Rows, position: int) -> tuple[Array, NDArray[np.bool_]]:
-        logits, kept = cast(SparseBackend, self._backend).decode_prompt(rows, position)
+    def decode_prompt(
+        self, rows: Rows, position: int, stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        logits, kept = cast(SparseBackend, self._backend).decode_prompt(rows, position, stopped)
         self.logits.append(logits)
         return logits, kept
 

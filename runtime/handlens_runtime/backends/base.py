@@ -5,6 +5,7 @@ A backend knows arrays and positions. It knows nothing about text, pictures, sam
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,8 +59,11 @@ class Backend(Protocol):
 class SparseBackend(Backend, Protocol):
     """Of a bundle with `manifest.sparsity`, whose layers can leave tokens of a prompt out."""
 
-    def decode_prompt(self, rows: Rows, position: int) -> tuple[Array, NDArray[np.bool_]]:
+    def decode_prompt(
+        self, rows: Rows, position: int, stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[Array, NDArray[np.bool_]]:
         """As `decode`, of a whole prompt or a later turn of one: also which rows each layer kept, (layers, t).
 
-        A later pass may begin at `position` or behind these rows, not among them.
+        A later pass may begin at `position` or behind these rows, not among them. The pass may take minutes: where
+        the backend can, it looks time and again whether it is `stopped`, and ends early by raising Stopped.
         """

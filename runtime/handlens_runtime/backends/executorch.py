@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -112,8 +112,13 @@ class ExecuTorchBackend:
         logits: Array = self._decode(rows, position, tau=1.0)[0][0]
         return logits
 
-    def decode_prompt(self, rows: Rows, position: int) -> tuple[Array, NDArray[np.bool_]]:
-        """The same of a whole prompt, of which each layer keeps what matters to it: also which rows, (layers, t)."""
+    def decode_prompt(
+        self, rows: Rows, position: int, stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        """The same of a whole prompt, of which each layer keeps what matters to it: also which rows, (layers, t).
+
+        Does not look at `stopped`: ExecuTorch has no way to end a method's run.
+        """
         assert self._sparsity is not None and self._kept is not None, "this bundle keeps all of a prompt"
         logits, marks = self._decode(rows, position, self._sparsity.tau)
         kept = marks > 0.5

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from handlens_runtime.backends.kept_rows import KeptRows
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.errors import BackendError, OptionError
 from handlens_runtime.manifest import Graph
+from handlens_runtime.stop import Stopped
 
 THREADS_VARIABLE = "HANDLENS_THREADS"
+LOOK_SECONDS = 0.05
+"""How often a prompt that is one pass looks whether it is to end."""
 _FATAL_ONLY = 4
 """ONNX Runtime's log level: what it would print to stderr is raised as BackendError instead."""
 _ORT_ERRORS: tuple[type[Exception], ...] = (
@@ -95,17 +99,22 @@ class OnnxBackend:
 
     def decode(self, rows: Rows, position: int) -> Array:
         """rows (t, width) at positions position..position+t-1 -> logits of the last, (vocab_size,)."""
-        return self._decode(rows, position, tau=1.0)
+        return self._decode(rows, position, 1.0, self._decoder.run_with_iobinding)
 
-    def decode_prompt(self, rows: Rows, position: int) -> tuple[Array, NDArray[np.bool_]]:
-        """The same of a whole prompt, of which each layer keeps what matters to it: also which rows, (layers, t)."""
+    def decode_prompt(
+        self, rows: Rows, position: int, stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        """The same of a whole prompt, of which each layer keeps what matters to it: also which rows, (layers, t).
+
+        Raises Stopped once `stopped`, between two of the program's operators.
+        """
         assert self._sparsity is not None and self._kept is not None, "this bundle keeps all of a prompt"
-        logits = self._decode(rows, position, self._sparsity.tau)
+        logits = self._decode(rows, position, self._sparsity.tau, lambda binding: self._run_until(stopped, binding))
         kept: NDArray[np.bool_] = self._binding.get_outputs()[-1].numpy()
         self._kept.note(position, kept)
         return logits, kept
 
-    def _decode(self, rows: Rows, position: int, tau: float) -> Array:
+    def _decode(self, rows: Rows, position: int, tau: float, run: Callable[[ort.IOBinding], object]) -> Array:
         if not 1 <= len(rows) <= self._sizes.max_chunk or not 0 <= position <= self._sizes.context - len(rows):
             raise BackendError(
                 f"The decoder was given {len(rows)} rows at position {position}, but it takes 1 to "
@@ -118,9 +127,25 @@ class OnnxBackend:
                 self._binding.bind_cpu_input("tau", np.array([tau], np.float32))
                 self._binding.bind_cpu_input("lengths", self._kept.at(position))
                 self._binding.bind_output("kept")
-            self._decoder.run_with_iobinding(self._binding)
+            run(self._binding)
         last: Array = self._logits[0].copy()
         return last
+
+    def _run_until(self, stopped: Callable[[], bool], binding: ort.IOBinding) -> None:
+        """The decoder's pass in a thread of its own: in this one, Ctrl-C would wait for its end."""
+        options = ort.RunOptions()
+        with ThreadPoolExecutor(1) as pool:
+            running = pool.submit(self._decoder.run_with_iobinding, binding, options)
+            try:
+                options.terminate = stopped()
+                while not wait([running], LOOK_SECONDS).done:
+                    options.terminate = stopped()
+            except BaseException:
+                options.terminate = True
+                raise
+        if options.terminate and running.exception() is not None:
+            raise Stopped
+        running.result()
 
     def _session(self, graph: Graph) -> ort.InferenceSession:
         return _session(self._path, graph, self._threads)

@@ -159,8 +159,10 @@ class _Shaken:
     def decode(self, rows: Rows, position: int) -> Array:
         return self._backend.decode(self._nudged(rows), position)
 
-    def decode_prompt(self, rows: Rows, position: int) -> tuple[Array, NDArray[np.bool_]]:
-        return cast(SparseBackend, self._backend).decode_prompt(self._nudged(rows), position)
+    def decode_prompt(
+        self, rows: Rows, position: int, stopped: Callable[[], bool] = lambda: False
+    ) -> tuple[Array, NDArray[np.bool_]]:
+        return cast(SparseBackend, self._backend).decode_prompt(self._nudged(rows), position, stopped)
 
     def _nudged(self, rows: Rows) -> NDArray[Any]:
         if self._random is None or rows.ndim == 1:
