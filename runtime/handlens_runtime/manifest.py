@@ -177,6 +177,11 @@ class Sparsity(_Strict):
     effect: SparsityEffect | None = None
     """Measured at export; None where tau keeps all, or where no prompt at hand was long enough."""
 
+    @property
+    def leaves_out(self) -> bool:
+        """Whether anything can be: programs take tau in float32, which makes 1 of what is very near."""
+        return self.tau < 1 - 2**-25
+
 
 class Quantization(_Strict):
     """The recipe, and what it gave."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[object, ...]]:
 
     monkeypatch.setattr(checks, "check", check)
     return seen
+
+
+def test_what_was_left_out_of_a_prompt_is_not_put_down_to_rounding(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for sparse, said in ((False, "What rounding costs: "), (True, "What rounding and leaving tokens out cost: ")):
+        found = Report((GOOD,), (replace(DISTANCE, sparse=sparse),))
+        monkeypatch.setattr(checks, "check", lambda *_, found=found, **__: found)
+        assert said in runner.invoke(app, ["check", "good", "--against", "ckpt"]).stdout
 
 
 def test_a_bundle_that_answers_alike(runner: CliRunner, calls: list[tuple[object, ...]]) -> None:

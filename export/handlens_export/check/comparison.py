@@ -123,13 +123,13 @@ class Comparison:
         count = rows.shape[1]
         chunk = sizes.chunk if self._bundle.manifest.causal else count
         sparsity, passes = self._bundle.manifest.sparsity, []
-        if sparsity is not None and count >= sparsity.least_tokens:  # as the engine runs it
+        if sparsity is not None and sparsity.leaves_out and count >= sparsity.least_tokens:  # as the engine runs it
             passes.append(self._both(rows, self._ids(0, count), 0, prompt=True))
         for begin in range(0, 0 if passes else count, chunk):
             end = min(begin + chunk, count)
             passes.append(self._both(rows[:, begin:end], self._ids(begin, end), begin))
         prefills = len(passes)
-        self.distance = self._distance(passes[-1].found)
+        self.distance = self._distance(passes[-1])
         for position in range(count, min(count + DECODE_STEPS, sizes.context)):
             token = np.array([int(passes[-1].expected.argmax())], np.int64)
             with torch.no_grad():
@@ -173,8 +173,8 @@ class Comparison:
             found = self._backend.decode(given, position)
         return _Pass(rows, position, found, expected, prompt)
 
-    def _distance(self, found: Array) -> Distance:
-        expected = self._case.float_logits
+    def _distance(self, last: _Pass) -> Distance:
+        found, expected = last.found, self._case.float_logits
         p, q = (torch.from_numpy(np.asarray(x)).double().log_softmax(-1) for x in (expected, found))
         return Distance(
             backend=self._name,
@@ -182,6 +182,7 @@ class Comparison:
             cosine=_cosine(found, expected),
             kl=float((p.exp() * (p - q)).sum()),
             same_token=int(found.argmax()) == int(expected.argmax()),
+            sparse=last.prompt,
         )
 
     def _finding(

@@ -31,7 +31,8 @@ class Finding:
 
 @dataclass(frozen=True)
 class Distance:
-    """How far rounding moved the next token's logits from the float checkpoint's: no verdict, for information."""
+    """How far rounding, and what was left out of the prompt, moved the next token's logits from the float checkpoint's,
+    which saw all of it: no verdict, for information."""
 
     backend: BackendName
     prompt: str
@@ -39,6 +40,8 @@ class Distance:
     kl: float
     """Kullback-Leibler divergence from the float distribution, in nats; not a number where the logits are none."""
     same_token: bool
+    sparse: bool = False
+    """Tokens were left out."""
 
 
 @dataclass(frozen=True)

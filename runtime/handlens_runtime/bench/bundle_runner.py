@@ -57,7 +57,7 @@ class BundleRunner:
         self._filled = 0
         """Positions of the cache that hold something, from 0 on."""
         sparsity = self._manifest.sparsity if sparse else None
-        self._least = None if sparsity is None else sparsity.least_tokens
+        self._least = sparsity.least_tokens if sparsity is not None and sparsity.leaves_out else None
         """Tokens of the shortest prompt whose tokens are chosen."""
         self._chosen = 0
         """Tokens of the prompt that was chosen from; a cache of them cannot be cut, as another can."""

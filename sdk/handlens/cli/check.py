@@ -130,7 +130,8 @@ def _show(report: Report) -> None:
         console.print(f"{backend}: the program beside the checkpoint rounded as {backend} rounds", style="bold")
         console.print(_stages(report, backend))
         console.print()
-    console.print("What rounding costs: next token against the float checkpoint, no verdict", style="bold")
+    costs = "rounding and leaving tokens out cost" if any(one.sparse for one in report.distances) else "rounding costs"
+    console.print(f"What {costs}: next token against the float checkpoint, no verdict", style="bold")
     console.print(_distances(report))
     console.print()
     if report.sensitivities:
