@@ -160,19 +160,24 @@ class Engine:
             self._score(ids, logits, signal, scores)
         return np.array(scores)
 
-    def score_ids(self, ids: Sequence[int]) -> NDArray[np.float64]:
-        """Log-probability of each of `ids` but the first, given those before it, without a chat template.
+    def score_ids(self, ids: Sequence[int], prompt: int = 1) -> NDArray[np.float64]:
+        """Log-probability of each of `ids` behind the first `prompt`, given those before it, without a chat template.
 
-        One token at a time, from an empty cache. Returns (len(ids) - 1,), fewer where `stop()` was called. Raises
-        PromptError, BackendError, BusyError.
+        From an empty cache: `prompt` of them in a prompt's passes, the others one at a time. Returns
+        (len(ids) - prompt,), fewer where `stop()` was called. Raises PromptError, BackendError, BusyError.
         """
         ids = list(ids)
         self._check_ids(ids)
-        check_fits(self._manifest, 1, answer_tokens=len(ids) - 2)
+        if not 1 <= prompt <= len(ids):
+            raise PromptError(f"A prompt of {prompt} cannot be taken from {len(ids)} ids; take 1 to {len(ids)}.")
+        check_fits(self._manifest, prompt, answer_tokens=len(ids) - prompt - 1)
         scores: list[float] = []
         with self._run() as signal:
+            spans = self._long_enough([(0, prompt)])
             self._decoder.rewind(())
-            self._score(ids[1:], self._decode_one(ids[0]), signal, scores)
+            for begin, end in self._passes(0, prompt, spans):
+                logits = self._pass(ids[begin:end], signal, {}, (begin, end) in spans)
+            self._score(ids[prompt:], logits, signal, scores)
         return np.array(scores)
 
     def stop(self) -> None:
@@ -253,18 +258,22 @@ class Engine:
     def _chooses(self) -> bool:
         """Whether long prompts run as a whole, to leave tokens out."""
         sparsity = self._manifest.sparsity
-        return sparsity is not None and self.sparse is not False and bool(np.float32(sparsity.tau) < 1)
+        return sparsity is not None and self.sparse is not False and sparsity.leaves_out
 
     def _spans(self, messages: Sequence[Message], pictures: Sequence[Picture], prompt: Prompt) -> list[Span]:
         """Of the prompt, what is to run as a whole, each layer keeping what matters to it."""
+        whole = [(0, len(prompt.keys))]
+        if self._chooses and self._manifest.causal:
+            whole = asked(self._manifest, self.tokenizer, messages, pictures, prompt, self._now)
+        return self._long_enough(whole)
+
+    def _long_enough(self, spans: Sequence[Span]) -> list[Span]:
+        """Those among whose tokens layers are to choose."""
         sparsity = self._manifest.sparsity
         if sparsity is None or not self._chooses:
             return []
-        whole = [(0, len(prompt.keys))]
-        if self._manifest.causal:
-            whole = asked(self._manifest, self.tokenizer, messages, pictures, prompt, self._now)
         least = LEAST_SPARSE if self.sparse else sparsity.least_tokens
-        return [(begin, end) for begin, end in whole if end - begin >= least]
+        return [(begin, end) for begin, end in spans if end - begin >= least]
 
     def _passes(self, start: int, count: int, spans: Sequence[Span]) -> Iterator[Span]:
         """The decoder passes of a prompt's rows from `start` on: spans as they are, chunks of what lies between."""

@@ -285,13 +285,15 @@ def evaluate(
     questions: StrPath,
     *,
     backend: BackendName | None = None,
+    dense: bool = False,
     limit: int | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Ask a bundle the questions of a JSONL file beside its pictures, greedily, and score the answers.
 
-    `limit`: that many questions, spread by a fixed seed over kinds and groups. The result's `scores` are per kind and
-    group; `compare` pairs two runs of the same questions. Chat templates that write the date see a fixed day.
+    `dense`: keep all of a prompt, of a bundle exported to leave tokens out. `limit`: that many questions, spread by a
+    fixed seed over kinds and groups. The result's `scores` are per kind and group; `compare` pairs two runs of the same
+    questions. Chat templates that write the date see a fixed day.
     Raises BundleError, BackendError, EvaluationError.
     """
     from handlens_runtime.evaluation import evaluate, read_set
@@ -300,7 +302,7 @@ def evaluate(
     chosen = read_set(Path(questions))
     if limit is not None:
         chosen = chosen.spread(limit)
-    return evaluate(steady_engine(bundle, backend), chosen, progress=progress)
+    return evaluate(steady_engine(bundle, backend, dense), chosen, progress=progress)
 
 
 def perplexity(
@@ -308,21 +310,26 @@ def perplexity(
     text: StrPath,
     *,
     backend: BackendName | None = None,
+    dense: bool = False,
     limit: int | None = None,
     window: int = 512,
+    after: int = 1,
     progress: Progress | None = None,
 ) -> Perplexity:
     """How well a bundle predicts the text file `text`, in windows of `window` tokens that do not overlap.
 
-    `limit`: score that many tokens, in windows drawn by a fixed seed from the whole text; one token after another, so
-    that it takes as long as writing them would. Raises BundleError, BackendError, EvaluationError, OptionError.
+    `after`: how many of each are a prompt and not scored, of which a bundle exported to leave tokens out does so,
+    unless `dense`. `limit`: score that many tokens, in windows drawn by a fixed seed from the whole text; one token
+    after another, so that it takes as long as writing them would. Raises BundleError, BackendError, EvaluationError,
+    OptionError.
     """
     from handlens_runtime.evaluation import measure
 
     check_limit(limit)
     if window < 2:
         raise OptionError(f"window is {window}; choose at least 2 tokens.")
-    return measure(steady_engine(bundle, backend), Path(text), window=window, limit=limit, progress=progress)
+    engine = steady_engine(bundle, backend, dense)
+    return measure(engine, Path(text), window=window, after=after, limit=limit, progress=progress)
 
 
 def bench(
@@ -348,13 +355,19 @@ def bench(
     return bench(loaded, backend, vs=vs, workload=workload, threads=threads, progress=progress)
 
 
-def steady_engine(bundle: StrPath | Bundle, backend: BackendName | None) -> Engine:
-    """An engine for measuring: its clock stands still, so that a template that writes the date changes no answer."""
+def steady_engine(bundle: StrPath | Bundle, backend: BackendName | None, dense: bool = False) -> Engine:
+    """An engine for measuring: its clock stands still, so that a template that writes the date changes no answer.
+
+    Raises OptionError where it is to be `dense`, of a bundle that keeps all anyway.
+    """
     from handlens_runtime.bundle import Bundle
     from handlens_runtime.engine import Engine
     from handlens_runtime.golden.asking import DAY
 
-    return Engine(bundle if isinstance(bundle, Bundle) else Path(bundle), backend, now=lambda: DAY)
+    loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(Path(bundle))
+    if dense and loaded.manifest.sparsity is None:
+        raise OptionError(f"{loaded.path} keeps all of a prompt anyway; give a bundle exported with --sparsity.")
+    return Engine(loaded, backend, sparse=False if dense else None, now=lambda: DAY)
 
 
 def check_limit(limit: int | None) -> None:

@@ -178,6 +178,9 @@ def test_scores_are_teacher_forced(make_engine):
     for wrong, sentence in ([], "no ids"), ([0, 10_000], "id 10000"), ([-1], "id -1"):
         with pytest.raises(PromptError, match=sentence):
             engine.score_ids(wrong)
+    np.testing.assert_allclose(engine.score_ids(given, len(given) - 2), expected[-2:])
+    with pytest.raises(PromptError, match="A prompt of 10 cannot be taken from 9 ids"):
+        engine.score_ids(given, 10)
     with pytest.raises(PromptError, match="answer to score 600 more"):
         engine.score(QUESTION, [1] * 601)
 

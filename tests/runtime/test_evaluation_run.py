@@ -100,6 +100,20 @@ def test_perplexity_is_that_of_its_windows_scored_by_hand(make_engine, tmp_path)
     assert found.standard_error == pytest.approx(found.perplexity * by_hand.std() / found.tokens**0.5)
 
 
+def test_what_follows_a_prompt_is_scored_alone(make_engine, tmp_path):
+    path = tmp_path / "whale.txt"
+    path.write_text(TEXT)
+    engine = make_engine(vision=False)
+    found = measure(engine, path, window=40, after=30)
+    whole = [engine.score_ids(engine.tokenizer.encode(TEXT[i : i + 40])) for i in (0, 40)]  # the rest is a prompt alone
+    np.testing.assert_allclose(found.scores, np.concatenate([scores[29:] for scores in whole]))
+    assert sorted(len(ids) for ids in measure(engine, path, window=40, after=30, limit=12).windows) == [32, 40]
+    with pytest.raises(EvaluationError, match="did not score the same tokens"):
+        found.compare(measure(engine, path, window=40, after=29))
+    with pytest.raises(EvaluationError, match="A prompt of 40 tokens leaves nothing to score in windows of 40"):
+        measure(engine, path, window=40, after=40)
+
+
 def test_a_limit_of_tokens_comes_from_the_whole_text(make_engine):
     tokenizer = make_engine(vision=False).tokenizer
     ids = tokenizer.encode(TEXT)
@@ -122,7 +136,7 @@ def test_two_runs_on_a_text_are_compared_token_by_token(make_engine, tmp_path):
 
 def test_a_text_that_cannot_be_scored_is_refused(make_engine, tmp_path):
     path, engine = tmp_path / "text.txt", make_engine(vision=False)
-    for content, said in ((b"a", "fewer than two tokens"), (b"ab\xff", "not UTF-8 at byte 2")):
+    for content, said in ((b"a", "fewer than 2 tokens"), (b"ab\xff", "not UTF-8 at byte 2")):
         path.write_bytes(content)
         with pytest.raises(EvaluationError, match=said):
             measure(engine, path)

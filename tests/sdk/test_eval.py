@@ -40,10 +40,13 @@ class FakeEngine:
     interrupt_after: str | None = None
     """A question after whose answer it is pressed, before the next is asked."""
 
-    def __init__(self, bundle: Bundle, backend: str | None) -> None:
+    def __init__(self, bundle: Bundle, backend: str | None, dense: bool = False) -> None:
+        sparsity = SimpleNamespace(least_tokens=20)
+        sizes = SimpleNamespace(context=64)
         self.bundle = SimpleNamespace(
-            path=bundle.path, manifest=SimpleNamespace(name="tiny", image=None, sizes=SimpleNamespace(context=64))
+            path=bundle.path, manifest=SimpleNamespace(name="tiny", image=None, sizes=sizes, sparsity=sparsity)
         )
+        self.sparse = False if dense else None
         self.backend = SimpleNamespace(name=backend or "onnx")
         self.warnings = ()
         self.tokenizer = SimpleNamespace(encode=lambda text: list(text.encode()))
@@ -60,8 +63,8 @@ class FakeEngine:
             os.kill(os.getpid(), signal.SIGINT)
             self.stats.finish = "stop"
 
-    def score_ids(self, ids: Sequence[int]) -> NDArray[np.float64]:
-        return np.full(len(ids) - 1, -2.0 if self.backend.name == "onnx" else -2.5)
+    def score_ids(self, ids: Sequence[int], prompt: int) -> NDArray[np.float64]:
+        return np.full(len(ids) - prompt, -2.0 if self.backend.name == "onnx" else -2.5)
 
     def stop(self) -> None:
         self.stats.finish = "cancelled"
@@ -118,6 +121,33 @@ def test_another_bundle_is_compared_on_the_same_backend(
     assert result.exit_code == 0, result.stderr
     assert f"{bundle} on executorch minus {other} on executorch, the same questions" in result.stdout
     assert rows(result.stdout)[-1][:3] == ["all", "16", "+0.00"]
+
+
+def test_a_bundle_is_compared_with_itself_keeping_all(
+    runner: CliRunner, bundle: Path, questions: Path, tmp_path: Path
+) -> None:
+    answers = tmp_path / "answers.jsonl"
+    words = ["eval", str(bundle), str(questions), "--vs-dense", "--answers", str(answers)]
+    result = runner.invoke(app, words)
+    assert result.exit_code == 0, result.stderr
+    assert f"{bundle} on onnx minus {bundle} on onnx, dense, the same questions" in result.stdout
+    assert [json.loads(line)["dense"] for line in answers.read_text().splitlines()] == [False] * 16 + [True] * 16
+    found = json.loads(runner.invoke(app, [*words, "--json"]).stdout)
+    assert (found["dense"], found["vs"]["dense"]) == (False, True)
+
+
+def test_a_text_is_scored_behind_prompts_or_it_is_said_that_none_is(
+    runner: CliRunner, bundle: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "whale.txt"
+    text.write_text("Call me Ishmael. " * 20)
+    words = ["eval", str(bundle), str(text), "--vs-dense"]
+    result = runner.invoke(app, [*words, "--after", "30"])
+    # Of 340 tokens in windows of a whole context, 64, all but 30 of each.
+    assert f"over 170 tokens of {text} behind prompts of 30." in result.stdout and "--after" not in result.stderr
+    result = runner.invoke(app, words)
+    assert f"over 334 tokens of {text}." in result.stdout
+    assert "leaves tokens out of prompts of 20 and more, and is not asked one here; give --after 20" in result.stderr
 
 
 def test_a_limit_spreads_over_kinds_and_groups(runner: CliRunner, bundle: Path, questions: Path) -> None:
@@ -178,6 +208,8 @@ def test_a_text_is_measured_by_perplexity(runner: CliRunner, bundle: Path, tmp_p
     ("words", "said"),
     [
         (["--limit", "0"], "limit is 0"),
+        (["--after", "300"], "--after is for a text"),
+        (["--vs-dense", "--vs-backend", "onnx"], "--vs-dense compares a bundle with itself"),
         (["--picture", "bars.svg"], "bars.svg does not end in .png"),
         (["--picture", "nowhere/bars.png"], "there is no folder nowhere"),
         (["--answers", "nowhere/a.jsonl"], "nowhere/a.jsonl: No such file"),

@@ -45,9 +45,13 @@ class Perplexity:
     sha256: str
     """The text's, as `sha256sum` prints it."""
     windows: tuple[Ids, ...]
-    """What was fed, each from an empty cache; all but its first token scored."""
+    """What was fed, each from an empty cache."""
+    after: int
+    """How many of a window's tokens are a prompt; those behind are scored."""
     scores: NDArray[np.float64]
     """Log-probability of each scored token, (tokens,)."""
+    dense: bool = False
+    """Told to keep all of a prompt."""
 
     @property
     def tokens(self) -> int:
@@ -68,10 +72,10 @@ class Perplexity:
 
     def compare(self, other: Perplexity) -> PerplexityRatio:
         """This run over `other`. Raises EvaluationError where they did not score the same tokens."""
-        if self.windows != other.windows:
+        if (self.windows, self.after) != (other.windows, other.after):
             raise EvaluationError(
                 f"{self.folder} and {other.folder} did not score the same tokens of {self.path}, so their perplexities "
-                "cannot be compared; compare bundles of one tokenizer with the same limit and window."
+                "cannot be compared; compare bundles of one tokenizer with the same limit, window and prompt."
             )
         apart = other.scores - self.scores
         mean, half = float(apart.mean()), Z * float(apart.std()) / sqrt(len(apart))
@@ -83,6 +87,8 @@ class Perplexity:
             "bundle": self.bundle,
             "folder": str(self.folder),
             "backend": self.backend,
+            "dense": self.dense,
+            "after": self.after,
             "text": {"path": str(self.path), "sha256": self.sha256},
             "tokens": self.tokens,
             "perplexity": self.perplexity,
@@ -102,23 +108,24 @@ def read_text(path: Path) -> tuple[str, str]:
 
 
 def windows(
-    tokenizer: Tokenizer, text: str, length: int = WINDOW, limit: int | None = None, seed: int = 0
+    tokenizer: Tokenizer, text: str, length: int = WINDOW, limit: int | None = None, seed: int = 0, after: int = 1
 ) -> tuple[Ids, ...]:
     """The text's ids in windows of `length` that do not overlap, in order; the last may be shorter.
 
-    `limit`: score at most this many tokens, in windows drawn by `seed` from the whole text; the last is cut.
+    `after`: how many of each are not scored. `limit`: score at most this many, in windows drawn by `seed` from the
+    whole text; the last is cut.
     """
     ids = tokenizer.encode(text)
     cut = [tuple(ids[begin : begin + length]) for begin in range(0, len(ids), length)]
-    cut = [window for window in cut if len(window) > 1]  # a first token has nothing before it to be predicted from
+    cut = [window for window in cut if len(window) > after]
     if limit is None:
         return tuple(cut)
     chosen: dict[int, Ids] = {}
     for index in Random(seed).sample(range(len(cut)), len(cut)):
         if limit < 1:
             break
-        chosen[index] = cut[index][: limit + 1]
-        limit -= len(chosen[index]) - 1
+        chosen[index] = cut[index][: limit + after]
+        limit -= len(chosen[index]) - after
     return tuple(chosen[index] for index in sorted(chosen))
 
 
@@ -127,30 +134,42 @@ def measure(
     path: Path,
     *,
     window: int = WINDOW,
+    after: int = 1,
     limit: int | None = None,
     progress: Callable[[str, float], None] | None = None,
     stopped: Callable[[], bool] | None = None,
 ) -> Perplexity:
     """Score the text at `path`, token by token, in windows no longer than the bundle's context.
 
-    Ends early upon the engine's `stop()`, or where `stopped` is true before a window, with the windows done.
-    Raises EvaluationError, BackendError, BusyError.
+    `after`: this many of a window's tokens are a prompt, of which a bundle may leave some out, and are not scored; a
+    first token has nothing before it to be predicted from. Ends early upon the engine's `stop()`, or where `stopped` is
+    true before a window, with the windows done. Raises EvaluationError, BackendError, BusyError.
     """
     text, sha256 = read_text(path)
-    asked = windows(engine.tokenizer, text, min(window, engine.bundle.manifest.sizes.context), limit)
+    length = min(window, engine.bundle.manifest.sizes.context)
+    if not 1 <= after < length:
+        raise EvaluationError(
+            f"A prompt of {after} tokens leaves nothing to score in windows of {length}; choose a prompt of at most "
+            f"{length - 1}, for {engine.bundle.path} has a context of {engine.bundle.manifest.sizes.context}."
+        )
+    asked = windows(engine.tokenizer, text, length, limit, after=after)
     if not asked:
-        raise EvaluationError(f"{path} has fewer than two tokens, and there is nothing to score; give a longer text.")
+        raise EvaluationError(
+            f"{path} has fewer than {after + 1} tokens, and there is nothing to score; give a longer text."
+        )
     name = engine.backend.name
     scores: list[NDArray[np.float64]] = []
     for done, ids in enumerate(asked, start=1):
         if stopped is not None and stopped():
             break
-        found = engine.score_ids(ids)
+        found = engine.score_ids(ids, after)
         if engine.stats.finish == "cancelled":
             break
         scores.append(found)
         if progress is not None:
             progress(f"perplexity {name}", done / len(asked))
     joined = np.concatenate(scores) if scores else np.empty(0)
-    made = engine.bundle
-    return Perplexity(made.manifest.name, made.path, name, path, sha256, asked[: len(scores)], joined)
+    made, scored = engine.bundle, asked[: len(scores)]
+    return Perplexity(
+        made.manifest.name, made.path, name, path, sha256, scored, after, joined, dense=engine.sparse is False
+    )

@@ -111,6 +111,8 @@ class Evaluation:
     """The evaluation set's."""
     answers: tuple[Answer, ...]
     """Fewer than there are questions where the run was stopped."""
+    dense: bool = False
+    """Told to keep all of a prompt."""
 
     @property
     def overall(self) -> Score:
@@ -144,6 +146,7 @@ class Evaluation:
             "bundle": self.bundle,
             "folder": str(self.folder),
             "backend": self.backend,
+            "dense": self.dense,
             "set": {"path": str(self.path), "sha256": self.sha256},
             "scores": [asdict(score) for score in self.scores],
         }

@@ -63,7 +63,15 @@ def evaluate(
         if progress is not None:
             progress(f"evaluate {name}", len(answers) / len(chosen.questions))
     bundle = engine.bundle
-    return Evaluation(bundle.manifest.name, bundle.path, name, chosen.path, chosen.sha256, tuple(answers))
+    return Evaluation(
+        bundle.manifest.name,
+        bundle.path,
+        name,
+        chosen.path,
+        chosen.sha256,
+        tuple(answers),
+        dense=engine.sparse is False,
+    )
 
 
 def _refuse_pictures(engine: Engine, chosen: QuestionSet) -> None:

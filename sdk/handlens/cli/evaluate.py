@@ -37,6 +37,8 @@ class Run:
     """Where its progress begins, as a share of the whole."""
     part: float
     """Its share of the whole."""
+    dense: bool = False
+    """Whether it is to keep all of a prompt."""
 
 
 @answered
@@ -64,6 +66,13 @@ def evaluate(
         BackendChoice | None,
         typer.Option(help="What runs the one to compare with, by itself the same bundle.", show_default=False),
     ] = None,
+    vs_dense: Annotated[
+        bool, typer.Option("--vs-dense", help="Compare with the same bundle keeping all of each prompt.")
+    ] = False,
+    after: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Score a text behind prompts of N tokens.", show_default="from the first token"),
+    ] = None,
     answers: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write every answer, one JSON a line.", show_default=False)
     ] = None,
@@ -83,21 +92,27 @@ def evaluate(
     for name, given in (("--answers", answers), ("--picture", picture)):
         if given is not None and is_text:
             raise OptionError(f"{name} is for questions, but {questions} is a text; leave it out or give a .jsonl.")
+    if after is not None and not is_text:
+        raise OptionError(f"--after is for a text, but {questions} is a set of questions; leave it out or give a .txt.")
+    if after is not None and after < 1:
+        raise OptionError(f"--after is {after}; choose a whole number of at least 1, or leave it out.")
+    if vs_dense and not (vs is None and vs_backend is None):
+        raise OptionError("--vs-dense compares a bundle with itself; leave out --vs and --vs-backend, or it.")
     if picture is not None:
         check_target("--picture", picture)
-    runs = _runs(bundle, backend, vs, vs_backend)
+    runs = _runs(bundle, backend, vs, vs_backend, vs_dense)
     if is_text:
-        _predict(runs, questions, limit, as_json)
+        _predict(runs, questions, limit, after, as_json)
     else:
         _ask(runs, questions, limit, answers, picture, as_json)
 
 
 def _runs(
-    bundle: Path, backend: BackendChoice | None, vs: Path | None, vs_backend: BackendChoice | None
+    bundle: Path, backend: BackendChoice | None, vs: Path | None, vs_backend: BackendChoice | None, vs_dense: bool
 ) -> tuple[Run, ...]:
-    if vs is None and vs_backend is None:
+    if vs is None and vs_backend is None and not vs_dense:
         return (Run(bundle, backend, 0.0, 1.0),)
-    return Run(bundle, backend, 0.0, 0.5), Run(vs or bundle, vs_backend or backend, 0.5, 0.5)
+    return Run(bundle, backend, 0.0, 0.5), Run(vs or bundle, vs_backend or backend, 0.5, 0.5, vs_dense)
 
 
 def _ask(
@@ -139,7 +154,7 @@ def _tell(found: list[Evaluation], picture: Path | None, as_json: bool) -> None:
 
 
 def _asked(
-    run: Run, chosen: QuestionSet, progress: Progress, write: Callable[[str, Answer], None]
+    run: Run, chosen: QuestionSet, progress: Progress, write: Callable[[dict[str, object], Answer], None]
 ) -> tuple[Evaluation, bool]:
     from handlens_runtime.evaluation import evaluate
 
@@ -150,7 +165,7 @@ def _asked(
             engine,
             chosen,
             progress=_part(progress, run),
-            each=lambda answer: write(name, answer),
+            each=lambda answer: write({"folder": str(run.bundle), "backend": name, "dense": run.dense}, answer),
             stopped=lambda: bool(seen),
         )
     return evaluation, len(evaluation.answers) < len(chosen.questions)
@@ -166,27 +181,27 @@ def _as_json(found: list[Evaluation]) -> dict[str, object]:
 
 
 @contextmanager
-def _answers_to(path: Path | None) -> Iterator[Callable[[str, Answer], None]]:
-    """What writes one answer of a backend: each line is in the file before the next question is asked."""
+def _answers_to(path: Path | None) -> Iterator[Callable[[dict[str, object], Answer], None]]:
+    """What writes one answer and who gave it: each line is in the file before the next question is asked."""
     if path is None:
-        yield lambda _backend, _answer: None
+        yield lambda _by, _answer: None
         return
     with path.open("w", encoding="utf-8") as file:
 
-        def write(backend: str, answer: Answer) -> None:
-            file.write(json.dumps({"backend": backend, **answer.to_json()}, ensure_ascii=False) + "\n")
+        def write(by: dict[str, object], answer: Answer) -> None:
+            file.write(json.dumps({**by, **answer.to_json()}, ensure_ascii=False) + "\n")
             file.flush()
 
         yield write
 
 
-def _predict(runs: tuple[Run, ...], path: Path, limit: int | None, as_json: bool) -> None:
+def _predict(runs: tuple[Run, ...], path: Path, limit: int | None, after: int | None, as_json: bool) -> None:
     found: list[Perplexity] = []
     stopped = False
     with shown() as progress:
         for run in runs:
             if not stopped:
-                perplexity, stopped = _predicted(run, path, limit, progress)
+                perplexity, stopped = _predicted(run, path, limit, after, progress)
                 found.append(perplexity)
     if stopped:
         complain(f"Stopped after {found[-1].tokens:,} tokens.")
@@ -197,12 +212,30 @@ def _predict(runs: tuple[Run, ...], path: Path, limit: int | None, as_json: bool
         raise typer.Exit(STOPPED)
 
 
-def _predicted(run: Run, path: Path, limit: int | None, progress: Progress) -> tuple[Perplexity, bool]:
-    from handlens_runtime.evaluation import measure
+def _predicted(
+    run: Run, path: Path, limit: int | None, after: int | None, progress: Progress
+) -> tuple[Perplexity, bool]:
+    from handlens_runtime.evaluation import WINDOW, measure
 
-    engine = _loaded(run)
+    engine, prompt = _loaded(run), after or 1
+    sparsity = engine.bundle.manifest.sparsity
+    if sparsity is not None and prompt < sparsity.least_tokens and not run.dense:
+        complain(
+            f"{run.bundle} leaves tokens out of prompts of {sparsity.least_tokens} and more, and is not asked one "
+            f"here; give --after {sparsity.least_tokens} or more to score behind one."
+        )
+    # As many are scored of each window as without a prompt.
+    window = min(prompt + WINDOW if after else WINDOW, engine.bundle.manifest.sizes.context)
     with stops(engine) as seen:
-        found = measure(engine, path, limit=limit, progress=_part(progress, run), stopped=lambda: bool(seen))
+        found = measure(
+            engine,
+            path,
+            window=window,
+            after=prompt,
+            limit=limit,
+            progress=_part(progress, run),
+            stopped=lambda: bool(seen),
+        )
     return found, bool(seen)
 
 
@@ -218,7 +251,8 @@ def _tell_perplexity(found: list[Perplexity], compared: bool, as_json: bool) -> 
     for one in found:
         typer.echo(
             f"{name_of(one)}: perplexity {one.perplexity:.3f}, standard error "
-            f"{one.standard_error:.3f}, over {one.tokens:,} tokens of {one.path}."
+            f"{one.standard_error:.3f}, over {one.tokens:,} tokens of {one.path}"
+            f"{f' behind prompts of {one.after:,}' * (one.after > 1)}."
         )
     if ratio is not None:
         low, high = ratio.interval
@@ -234,7 +268,7 @@ def _loaded(run: Run) -> Engine:
     for warning in bundle.warnings:
         complain(warning)
     with hushed_loading(), interruptible():
-        engine = _api.steady_engine(bundle, run.backend)
+        engine = _api.steady_engine(bundle, run.backend, run.dense)
     for warning in engine.warnings:
         complain(warning)
     return engine

@@ -34,9 +34,10 @@ def show_scores(found: Sequence[Evaluation]) -> None:
 
 
 def name_of(run: Evaluation | Perplexity) -> str:
-    """A bundle by its folder, for two exports of one checkpoint have one name, and what ran it."""
+    """A bundle by its folder, for two exports of one checkpoint have one name, what ran it, and whether it kept all."""
     folder, here = run.folder, Path.cwd()
-    return f"{folder.relative_to(here) if folder.is_relative_to(here) else folder} on {run.backend}"
+    shown = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    return f"{shown} on {run.backend}{', dense' if run.dense else ''}"
 
 
 def _scores(evaluation: Evaluation) -> Table:
