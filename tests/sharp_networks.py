@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
+from unittest.mock import patch
 
 import torch
 from tiny_networks import network_of
 
+from handlens_export.lower import onnx_attention
+from handlens_export.network import zipvl
 from handlens_export.network.network import Network
 from handlens_export.network.rope import tables
 
@@ -34,21 +39,38 @@ def rows_of(count: int) -> torch.Tensor:
     return torch.randn(1, count, 128, generator=torch.Generator().manual_seed(1))
 
 
+@contextmanager
+def choices() -> Iterator[list[list[int]]]:
+    """Places that the layers of an eager network choose meanwhile, one layer after the other."""
+    places: list[list[int]] = []
+    choose = zipvl.chosen
+
+    def noted(*given: Any) -> torch.Tensor:
+        found = choose(*given)
+        places.append(found.tolist())
+        return found
+
+    with patch.object(zipvl, "chosen", noted), patch.object(onnx_attention, "chosen", noted):
+        yield places
+
+
 def kept_by(reference: Network) -> list[int]:
     """Rows in each layer's cache."""
     return [layer.attention.cached.keys.shape[1] for layer in reference.decoder.layers]
 
 
 def converse(program: Decoder, reference: Network, least_cosine: float) -> None:
-    """Prompts and answers; each pass gives the reference's logits and leaves as many rows in each layer's cache."""
+    """Prompts and answers; each pass gives the reference's logits and leaves the same rows in each layer's cache."""
     rows, position = rows_of(CONTEXT), 0
     for count, prompt in ((170, True), (1, False), (1, False), (140, True), (1, False)):
         part = rows[:, position : position + count]
-        expected = reference.logits(part, position, prompt)[0, -1]
+        with choices() as chosen:
+            expected = reference.logits(part, position, prompt)[0, -1]
         found = program.decode(part, position, TAU if prompt else 1.0)
         assert torch.cosine_similarity(found, expected, 0) > least_cosine
         assert program.lengths.tolist() == kept_by(reference)
         assert (program.kept.sum(1) < count).all() == prompt
+        assert not prompt or [row.nonzero()[0].tolist() for row in program.kept] == chosen
         position += count
     assert max(program.lengths) < 0.8 * position
 

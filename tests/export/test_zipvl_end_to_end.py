@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from handlens.cli import app
 from handlens_export.check import check
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import plan
@@ -17,6 +19,7 @@ from handlens_export.photographs import photographs
 from handlens_export.pipeline import export
 from handlens_export.quantize.calibration import TEXTS
 from handlens_export.recipe import Recipe
+from handlens_runtime.backends.base import Rows
 from handlens_runtime.backends.onnx import OnnxBackend
 from handlens_runtime.bundle import Bundle
 from handlens_runtime.chat import Message
@@ -112,6 +115,52 @@ def test_the_switch_may_be_turned_between_two_runs(bundle: Path, backend: str) -
     assert answer(engine, question) == first and engine.stats.sparse_tokens > 0
 
 
+def test_a_prompt_may_be_stopped_within_its_pass(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, question = Engine(bundle, "onnx", sparse=True), [Message("user", LONG)]
+    expected = answer(engine, question)
+    engine.reset()
+    decode_prompt = engine.backend.decode_prompt
+
+    def stopped_within(rows: Rows, position: int, stopped: Callable[[], bool]) -> object:
+        engine.stop()
+        return decode_prompt(rows, position, stopped)
+
+    monkeypatch.setattr(engine.backend, "decode_prompt", stopped_within)
+    assert answer(engine, question) == [] and engine.stats.finish == "cancelled"
+    assert engine._decoder.position == 0 and engine.kept == []  # the pass did not come to its end
+    monkeypatch.undo()
+    assert answer(engine, question) == expected
+
+
+def test_a_text_behind_a_prompt_is_scored_as_that_prompt_was_kept(bundle: Path, backend: str) -> None:
+    sparse, dense = Engine(bundle, backend, sparse=True), Engine(bundle, backend, sparse=False)
+    ids = sparse.tokenizer.encode(LONG * 2)[:180]
+    found, whole = sparse.score_ids(ids, 170), dense.score_ids(ids, 170)
+    assert sparse.stats.sparse_tokens == 170 and dense.stats.sparse_tokens == 0
+    assert found.shape == whole.shape == (10,) and np.abs(found - whole).max() > 1e-3
+    np.testing.assert_allclose(whole, dense.score_ids(ids)[-10:], atol=0.05)  # int8 cache, other chunks
+
+
+def test_what_was_kept_of_a_picture_is_drawn_or_it_is_said_why_not(bundle: Path, tmp_path: Path) -> None:
+    photograph, drawn = tmp_path / "photo.png", tmp_path / "kept.png"
+    picture(0).save(photograph)
+
+    def run(question: str, *words: str) -> str:
+        drawn.unlink(missing_ok=True)
+        given = ["--image", str(photograph), "--show-kept", str(drawn), "--max-tokens", "1", *words]
+        result = CliRunner().invoke(app, ["run", str(bundle), question, *given])
+        assert result.exit_code == 0, result.stderr
+        return result.stderr
+
+    said = run(LONG, "--sparse")
+    assert "not written" not in said and " kept, " in said
+    with Image.open(drawn) as shown:
+        layers = Bundle.load(bundle).manifest.sizes.layers
+        assert shown.width > 36 * layers
+    assert "was kept whole, as one below 256 is without --sparse" in run(LONG) and not drawn.exists()
+    assert "was kept whole, for fewer than 129 are too few to choose from" in run("What?", "--sparse")
+
+
 def test_a_short_prompt_is_kept_whole_by_itself(bundle: Path) -> None:
     engine = Engine(bundle, "onnx")
     answer(engine, [Message("user", "Hello!")])
@@ -136,7 +185,7 @@ def test_check_judges_the_choice_too(bundle: Path, monkeypatch: pytest.MonkeyPat
     assert report.passed
     decode = OnnxBackend._decode
     monkeypatch.setattr(
-        OnnxBackend, "_decode", lambda self, rows, at, tau: decode(self, rows, at, 0.1 if tau < 1 else tau)
+        OnnxBackend, "_decode", lambda self, rows, at, tau, run: decode(self, rows, at, 0.1 if tau < 1 else tau, run)
     )
     damaged = check(bundle, bundle.parent / "tiny", [photograph])
     failed = {(one.prompt, one.stage) for one in damaged.findings if not one.passed}

@@ -107,8 +107,9 @@ def run(
         Chat(engine, options, system, pictures).loop()
     else:
         _answer(engine, options, prompt, system, pictures, as_json)
-        if show_kept is not None and not write_kept(engine, pictures, show_kept):
-            complain(f"{show_kept} is not written: the prompt of {engine.stats.prompt_tokens} tokens was kept whole.")
+        drawn = show_kept is None or write_kept(engine, pictures, show_kept)
+        if not drawn or (sparse and not engine.stats.sparse_tokens):
+            _kept_whole(engine, None if drawn else show_kept)
 
 
 def _loaded(
@@ -137,6 +138,22 @@ def _loaded(
     for warning in engine.warnings:
         complain(warning)
     return engine
+
+
+def _kept_whole(engine: Engine, unwritten: Path | None) -> None:
+    """Say why nothing was left out of the prompt, and what is not written for it."""
+    from handlens_runtime.engine import LEAST_SPARSE
+
+    sparsity, count = engine.bundle.manifest.sparsity, engine.stats.prompt_tokens
+    assert sparsity is not None
+    if not sparsity.leaves_out:
+        why = f"for the bundle's tau of {sparsity.tau:g} keeps all"
+    elif count < LEAST_SPARSE:
+        why = f"for fewer than {LEAST_SPARSE} are too few to choose from"
+    else:
+        why = f"as one below {sparsity.least_tokens} is without --sparse"
+    missing = "" if unwritten is None else f"; {unwritten} is not written"
+    complain(f"The prompt of {count} tokens was kept whole, {why}{missing}.")
 
 
 def _answer(
