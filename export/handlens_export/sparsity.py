@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from handlens_export.photographs import photographs
@@ -15,9 +17,10 @@ from handlens_runtime.manifest import SparsityEffect
 from handlens_runtime.sampler import log_softmax
 
 
-def effect(bundle: Bundle) -> SparsityEffect | None:
+def effect(bundle: Bundle, progress: Callable[[float], None]) -> SparsityEffect | None:
     """A photograph and a question, or texts where these are too few tokens to choose from, by the first of the bundle's
-    backends; None where the texts are too few too, or more than the context holds. Raises BackendError.
+    backends; None where the texts are too few too, or more than the context holds. `progress`: the share done. Raises
+    BackendError.
     """
     backend = next(iter(bundle.manifest.backends))
     engine = Engine(bundle, backend, now=lambda: DAY)
@@ -30,6 +33,7 @@ def effect(bundle: Bundle) -> SparsityEffect | None:
             return None
         if not engine.kept:
             continue
+        progress(0.5)
         stats, engine.sparse = engine.stats, False
         engine.reset()
         every = log_softmax(engine.next_logits(question))

@@ -35,7 +35,15 @@ OPTIONS = Options(max_tokens=5, temperature=1.0, seed=3)
 @pytest.fixture(scope="module")
 def bundle(tiny_checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("zipvl")
-    manifest = export(tiny_checkpoint("bluelm_v", folder / "tiny"), folder / "bundle", Recipe(tau=0.9))
+    told: list[tuple[str, float]] = []
+    manifest = export(
+        tiny_checkpoint("bluelm_v", folder / "tiny"),
+        folder / "bundle",
+        Recipe(tau=0.9),
+        progress=lambda stage, share: told.append((stage, share)),
+    )
+    *_, before, last = [share for stage, share in told if stage == "record"]
+    assert before < last, "what was left out is measured behind the golden answers, not behind their share of the time"
     assert manifest.sparsity is not None and manifest.sparsity.tau == 0.9 == manifest.quantization.recipe.tau
     assert manifest.sizes.max_chunk == manifest.sizes.context
     return folder / "bundle"
