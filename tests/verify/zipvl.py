@@ -379,14 +379,18 @@ def in_chunks() -> Outcome:
 
 
 def in_parts() -> Outcome:
-    """What leaving queries out costs beside leaving keys out, of the prompt or of the cache alone, and what the paper's
-    version 1 wins back, whose cache keeps all, what is not chosen at 2 bits.
-    """
-    kinds = (ADAPTIVE, LOW_BITS, ALL_QUERIES, CACHE_ONLY)
-    ways = [(DENSE, 0.0), *((kind, tau) for tau in PART_TAUS for kind in kinds)]
+    """What leaving queries out costs beside leaving keys out, of the prompt or of the cache alone."""
+    ways = [(DENSE, 0.0), *((kind, tau) for tau in PART_TAUS for kind in (ADAPTIVE, ALL_QUERIES, CACHE_ONLY))]
     answers = zip(ways, _answers(ways, CURVE), strict=True)
     found = {f"{kind} {amount:g}": _summary(one) for (kind, amount), one in answers}
     return Outcome({"questions": CURVE, "by part": found}, "reported", True)
+
+
+def at_low_bits() -> Outcome:
+    """The paper's version 1: what is not chosen stays in the cache at 2 bits. On the curve's questions."""
+    found = _answers([(LOW_BITS, tau) for tau in PART_TAUS], CURVE)
+    by_tau = {f"{tau:g}": _summary(one) for tau, one in zip(PART_TAUS, found, strict=True)}
+    return Outcome({"questions": CURVE, "by tau": by_tau}, "reported", True)
 
 
 def of_a_novel() -> Outcome:
@@ -397,7 +401,7 @@ def of_a_novel() -> Outcome:
     }
     low_bits = {
         f"{tau:g}": _state_remembered(f"novel-low-{tau:g}", partial(_following, ZipVL(tau, rest="low bits")))
-        for tau in NOVEL_TAUS
+        for tau in PART_TAUS
     }
     values = {"prompts": TEXTS, "tokens of each": LENGTH, "tokens after it": FOLLOWING, "by tau": found}
     values |= {LOW_BITS: low_bits}
@@ -434,5 +438,6 @@ CASES: Cases = {
     f"the reader by share kept, {LEAST_VISION} vision tokens and more": by_share,
     "the reader in chunks": in_chunks,
     "the reader by part of the method": in_parts,
+    f"the reader with {LOW_BITS}": at_low_bits,
     f"SmolLM2 after {LENGTH} tokens of a novel": of_a_novel,
 }
