@@ -181,7 +181,10 @@ class Engine:
         return np.array(scores)
 
     def stop(self) -> None:
-        """End the current run between two of its steps; safe from any thread, and without effect on the next run."""
+        """End the current run between two of its steps, or where the backend can within a pass that chooses tokens.
+
+        Safe from any thread, and without effect on the next run.
+        """
         self._signal.set()
 
     def reset(self) -> None:

@@ -312,21 +312,21 @@ def perplexity(
     backend: BackendName | None = None,
     dense: bool = False,
     limit: int | None = None,
-    window: int = 512,
+    window: int | None = None,
     after: int = 1,
     progress: Progress | None = None,
 ) -> Perplexity:
-    """How well a bundle predicts the text file `text`, in windows of `window` tokens that do not overlap.
+    """How well a bundle predicts the text file `text`, in windows of `window` tokens, by default 512, none overlapping.
 
     `after`: how many of each are a prompt and not scored, of which a bundle exported to leave tokens out does so,
-    unless `dense`. `limit`: score that many tokens, in windows drawn by a fixed seed from the whole text; one token
-    after another, so that it takes as long as writing them would. Raises BundleError, BackendError, EvaluationError,
-    OptionError.
+    unless `dense`; windows are longer by them, unless given. `limit`: score that many tokens, in windows drawn by a
+    fixed seed from the whole text; one token after another, so that it takes as long as writing them would. Raises
+    BundleError, BackendError, EvaluationError, OptionError.
     """
     from handlens_runtime.evaluation import measure
 
     check_limit(limit)
-    if window < 2:
+    if window is not None and window < 2:
         raise OptionError(f"window is {window}; choose at least 2 tokens.")
     engine = steady_engine(bundle, backend, dense)
     return measure(engine, Path(text), window=window, after=after, limit=limit, progress=progress)
@@ -358,16 +358,22 @@ def bench(
 def steady_engine(bundle: StrPath | Bundle, backend: BackendName | None, dense: bool = False) -> Engine:
     """An engine for measuring: its clock stands still, so that a template that writes the date changes no answer.
 
-    Raises OptionError where it is to be `dense`, of a bundle that keeps all anyway.
+    `dense` as for `evaluate`. Raises OptionError as `check_dense` does.
     """
     from handlens_runtime.bundle import Bundle
     from handlens_runtime.engine import Engine
     from handlens_runtime.golden.asking import DAY
 
     loaded = bundle if isinstance(bundle, Bundle) else Bundle.load(Path(bundle))
-    if dense and loaded.manifest.sparsity is None:
-        raise OptionError(f"{loaded.path} keeps all of a prompt anyway; give a bundle exported with --sparsity.")
+    if dense:
+        check_dense(loaded)
     return Engine(loaded, backend, sparse=False if dense else None, now=lambda: DAY)
+
+
+def check_dense(bundle: Bundle) -> None:
+    """Raise OptionError for a bundle that need not be told to keep all of a prompt."""
+    if bundle.manifest.sparsity is None or not bundle.manifest.sparsity.leaves_out:
+        raise OptionError(f"{bundle.path} keeps all of a prompt anyway; give a bundle exported with --sparsity.")
 
 
 def check_limit(limit: int | None) -> None:

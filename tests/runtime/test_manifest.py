@@ -4,10 +4,11 @@ import json
 from pathlib import Path
 from typing import get_args, get_origin
 
+import numpy as np
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from handlens_runtime.manifest import Manifest
+from handlens_runtime.manifest import Manifest, Sparsity
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "manifest.json"
 
@@ -69,3 +70,9 @@ def test_unknown_format_version_is_rejected():
     golden["format_version"] = 2
     with pytest.raises(ValidationError, match="format_version"):
         Manifest.model_validate(golden)
+
+
+@pytest.mark.parametrize(("tau", "out"), [(0.975, True), (0.9999999, True), (0.99999999, False), (1.0, False)])
+def test_a_tau_that_float32_makes_one_of_leaves_nothing_out(tau: float, out: bool) -> None:
+    assert Sparsity(tau=tau, least_tokens=256).leaves_out is out
+    assert bool(np.float32(tau) < 1) is out

@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 
 from handlens import _api
 from handlens.cli import app
-from handlens_runtime.bundle import Bundle
+from handlens_runtime.bundle import Bundle, seal
 from handlens_runtime.chat import Message
 from handlens_runtime.engine import Token
+from handlens_runtime.manifest import Manifest, Sparsity
 from handlens_runtime.options import Options
 from handlens_runtime.stats import Stats
 
@@ -41,7 +42,7 @@ class FakeEngine:
     """A question after whose answer it is pressed, before the next is asked."""
 
     def __init__(self, bundle: Bundle, backend: str | None, dense: bool = False) -> None:
-        sparsity = SimpleNamespace(least_tokens=20)
+        sparsity = SimpleNamespace(least_tokens=20, leaves_out=True)
         sizes = SimpleNamespace(context=64)
         self.bundle = SimpleNamespace(
             path=bundle.path, manifest=SimpleNamespace(name="tiny", image=None, sizes=sizes, sparsity=sparsity)
@@ -123,9 +124,29 @@ def test_another_bundle_is_compared_on_the_same_backend(
     assert rows(result.stdout)[-1][:3] == ["all", "16", "+0.00"]
 
 
-def test_a_bundle_is_compared_with_itself_keeping_all(
-    runner: CliRunner, bundle: Path, questions: Path, tmp_path: Path
+@pytest.fixture
+def sparse(bundle: Path, manifest: Manifest) -> Path:
+    """A bundle that leaves tokens out."""
+    leaves_out = manifest.model_copy(update={"sparsity": Sparsity(tau=0.9, least_tokens=256)})
+    text = leaves_out.model_dump_json().encode()
+    (bundle / "manifest.json").write_bytes(text)
+    (bundle / "manifest.sha256").write_bytes(seal(text))
+    return bundle
+
+
+def test_a_bundle_that_keeps_all_is_not_compared_with_itself(
+    runner: CliRunner, bundle: Path, questions: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(_api, "steady_engine", lambda *_: pytest.fail("an engine was loaded"))
+    result = runner.invoke(app, ["eval", str(bundle), str(questions), "--vs-dense"])
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "keeps all of a prompt anyway" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_bundle_is_compared_with_itself_keeping_all(
+    runner: CliRunner, sparse: Path, questions: Path, tmp_path: Path
+) -> None:
+    bundle = sparse
     answers = tmp_path / "answers.jsonl"
     words = ["eval", str(bundle), str(questions), "--vs-dense", "--answers", str(answers)]
     result = runner.invoke(app, words)
@@ -137,11 +158,11 @@ def test_a_bundle_is_compared_with_itself_keeping_all(
 
 
 def test_a_text_is_scored_behind_prompts_or_it_is_said_that_none_is(
-    runner: CliRunner, bundle: Path, tmp_path: Path
+    runner: CliRunner, sparse: Path, tmp_path: Path
 ) -> None:
     text = tmp_path / "whale.txt"
     text.write_text("Call me Ishmael. " * 20)
-    words = ["eval", str(bundle), str(text), "--vs-dense"]
+    words = ["eval", str(sparse), str(text), "--vs-dense"]
     result = runner.invoke(app, [*words, "--after", "30"])
     # Of 340 tokens in windows of a whole context, 64, all but 30 of each.
     assert f"over 170 tokens of {text} behind prompts of 30." in result.stdout and "--after" not in result.stderr

@@ -41,7 +41,7 @@ class Distance:
     """Kullback-Leibler divergence from the float distribution, in nats; not a number where the logits are none."""
     same_token: bool
     sparse: bool = False
-    """Tokens were left out."""
+    """The prompt's tokens were chosen from, so that some may have been left out."""
 
 
 @dataclass(frozen=True)

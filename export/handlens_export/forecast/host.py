@@ -74,7 +74,8 @@ def estimate_seconds(
     decoder = sum(prod(shape) for name, shape in shapes.items() if part_of(name) == "decoder")
     told = [part_seconds(*name, decoder, recipe.kv == "int8", config) for name in _names(config, recipe)]
     seconds = BASE_SECONDS + sum(map(prod, shapes.values())) / ROUNDED_PER_SECOND
-    recorded = len(recipe.backends) + (recipe.tau is not None)  # what tau leaves out is measured as long again
+    # What tau leaves out is measured as long again as a backend's answers are recorded.
+    recorded = len(recipe.backends) + (recipe.tau is not None and recipe.tau < 1)
     seconds += _together(sorted(told, reverse=True), jobs) + recorded * decoder / RECORDED_PER_SECOND
     calibrated = added_seconds(config.decoder, recipe, shapes, context)
     return seconds + calibrated, calibrated

@@ -134,10 +134,10 @@ class OnnxBackend:
     def _run_until(self, stopped: Callable[[], bool], binding: ort.IOBinding) -> None:
         """The decoder's pass in a thread of its own: in this one, Ctrl-C would wait for its end."""
         options = ort.RunOptions()
+        options.terminate = stopped()
         with ThreadPoolExecutor(1) as pool:
             running = pool.submit(self._decoder.run_with_iobinding, binding, options)
             try:
-                options.terminate = stopped()
                 while not wait([running], LOOK_SECONDS).done:
                     options.terminate = stopped()
             except BaseException:

@@ -8,13 +8,12 @@
 `scoring` holds the arithmetic, and knows nothing about files or engines.
 """
 
-from handlens_runtime.evaluation.perplexity import WINDOW, Perplexity, PerplexityRatio, measure, windows
+from handlens_runtime.evaluation.perplexity import Perplexity, PerplexityRatio, measure, windows
 from handlens_runtime.evaluation.question_set import Question, QuestionSet, read_set
 from handlens_runtime.evaluation.report import Answer, Difference, Evaluation, Score
 from handlens_runtime.evaluation.run import ask, evaluate
 
 __all__ = [
-    "WINDOW",
     "Answer",
     "Difference",
     "Evaluation",

@@ -133,7 +133,7 @@ def measure(
     engine: Engine,
     path: Path,
     *,
-    window: int = WINDOW,
+    window: int | None = None,
     after: int = 1,
     limit: int | None = None,
     progress: Callable[[str, float], None] | None = None,
@@ -142,15 +142,16 @@ def measure(
     """Score the text at `path`, token by token, in windows no longer than the bundle's context.
 
     `after`: this many of a window's tokens are a prompt, of which a bundle may leave some out, and are not scored; a
-    first token has nothing before it to be predicted from. Ends early upon the engine's `stop()`, or where `stopped` is
-    true before a window, with the windows done. Raises EvaluationError, BackendError, BusyError.
+    first token has nothing before it to be predicted from. `window`: left out, WINDOW and what a longer prompt takes.
+    Ends early upon the engine's `stop()`, or where `stopped` is true before a window, with the windows done. Raises
+    EvaluationError, BackendError, BusyError.
     """
     text, sha256 = read_text(path)
-    length = min(window, engine.bundle.manifest.sizes.context)
+    length = min(window or WINDOW + (after if after > 1 else 0), engine.bundle.manifest.sizes.context)
     if not 1 <= after < length:
         raise EvaluationError(
-            f"A prompt of {after} tokens leaves nothing to score in windows of {length}; choose a prompt of at most "
-            f"{length - 1}, for {engine.bundle.path} has a context of {engine.bundle.manifest.sizes.context}."
+            f"A prompt of {after} tokens leaves nothing to score in windows of {length}; choose a shorter prompt, or "
+            f"longer windows, of at most {engine.bundle.manifest.sizes.context} in {engine.bundle.path}."
         )
     asked = windows(engine.tokenizer, text, length, limit, after=after)
     if not asked:

@@ -100,11 +100,21 @@ def evaluate(
         raise OptionError("--vs-dense compares a bundle with itself; leave out --vs and --vs-backend, or it.")
     if picture is not None:
         check_target("--picture", picture)
+    if vs_dense:
+        _check_dense(bundle)
     runs = _runs(bundle, backend, vs, vs_backend, vs_dense)
     if is_text:
         _predict(runs, questions, limit, after, as_json)
     else:
         _ask(runs, questions, limit, answers, picture, as_json)
+
+
+def _check_dense(bundle: Path) -> None:
+    from handlens import _api
+    from handlens_runtime.bundle import Bundle
+
+    with interruptible():
+        _api.check_dense(Bundle.load(bundle))
 
 
 def _runs(
@@ -215,22 +225,19 @@ def _predict(runs: tuple[Run, ...], path: Path, limit: int | None, after: int | 
 def _predicted(
     run: Run, path: Path, limit: int | None, after: int | None, progress: Progress
 ) -> tuple[Perplexity, bool]:
-    from handlens_runtime.evaluation import WINDOW, measure
+    from handlens_runtime.evaluation import measure
 
     engine, prompt = _loaded(run), after or 1
     sparsity = engine.bundle.manifest.sparsity
-    if sparsity is not None and prompt < sparsity.least_tokens and not run.dense:
+    if sparsity is not None and sparsity.leaves_out and prompt < sparsity.least_tokens and not run.dense:
         complain(
             f"{run.bundle} leaves tokens out of prompts of {sparsity.least_tokens} and more, and is not asked one "
             f"here; give --after {sparsity.least_tokens} or more to score behind one."
         )
-    # As many are scored of each window as without a prompt.
-    window = min(prompt + WINDOW if after else WINDOW, engine.bundle.manifest.sizes.context)
     with stops(engine) as seen:
         found = measure(
             engine,
             path,
-            window=window,
             after=prompt,
             limit=limit,
             progress=_part(progress, run),
