@@ -146,12 +146,11 @@ def test_a_bundle_that_keeps_all_is_not_compared_with_itself(
 def test_a_bundle_is_compared_with_itself_keeping_all(
     runner: CliRunner, sparse: Path, questions: Path, tmp_path: Path
 ) -> None:
-    bundle = sparse
     answers = tmp_path / "answers.jsonl"
-    words = ["eval", str(bundle), str(questions), "--vs-dense", "--answers", str(answers)]
+    words = ["eval", str(sparse), str(questions), "--vs-dense", "--answers", str(answers)]
     result = runner.invoke(app, words)
     assert result.exit_code == 0, result.stderr
-    assert f"{bundle} on onnx minus {bundle} on onnx, dense, the same questions" in result.stdout
+    assert f"{sparse} on onnx minus {sparse} on onnx, dense, the same questions" in result.stdout
     assert [json.loads(line)["dense"] for line in answers.read_text().splitlines()] == [False] * 16 + [True] * 16
     found = json.loads(runner.invoke(app, [*words, "--json"]).stdout)
     assert (found["dense"], found["vs"]["dense"]) == (False, True)

@@ -150,8 +150,7 @@ def measure(
     length = min(window or WINDOW + (after if after > 1 else 0), engine.bundle.manifest.sizes.context)
     if not 1 <= after < length:
         raise EvaluationError(
-            f"A prompt of {after} tokens leaves nothing to score in windows of {length}; choose a shorter prompt, or "
-            f"longer windows, of at most {engine.bundle.manifest.sizes.context} in {engine.bundle.path}."
+            f"A prompt of {after} tokens leaves nothing to score in windows of {length}; choose 1 to {length - 1}."
         )
     asked = windows(engine.tokenizer, text, length, limit, after=after)
     if not asked:
