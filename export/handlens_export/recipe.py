@@ -151,6 +151,11 @@ class Recipe:
                 raise UnsupportedError(f"--backend names {backend} twice; name each once.")
 
     @property
+    def leaves_out(self) -> bool:
+        """Whether tokens of a prompt can be left out: a tau of 1 keeps all."""
+        return self.tau is not None and self.tau < 1
+
+    @property
     def looks_at_activations(self) -> bool:
         """Whether it needs a calibration set."""
         return self.method != "round" or self.smooth

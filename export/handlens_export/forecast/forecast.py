@@ -139,7 +139,7 @@ def forecast(
         )
     files = bundle_files(planned, recipe, shapes)
     memory = estimate(planned.config, recipe, planned.context, planned.max_chunk, weigh(shapes, recipe))
-    kept = prompt.kept if recipe.tau is not None and recipe.tau < 1 and tokens >= LEAST_TOKENS else None
+    kept = prompt.kept if recipe.leaves_out and tokens >= LEAST_TOKENS else None
     speeds = {
         backend: _speed(passes_of(planned, recipe, shapes, backend, kept), device, tiles, tokens, planned.context)
         for backend in (recipe.backends if device else ())

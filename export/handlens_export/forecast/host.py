@@ -75,7 +75,7 @@ def estimate_seconds(
     told = [part_seconds(*name, decoder, recipe.kv == "int8", config) for name in _names(config, recipe)]
     seconds = BASE_SECONDS + sum(map(prod, shapes.values())) / ROUNDED_PER_SECOND
     # What tau leaves out is measured as long again as a backend's answers are recorded.
-    recorded = len(recipe.backends) + (recipe.tau is not None and recipe.tau < 1)
+    recorded = len(recipe.backends) + recipe.leaves_out
     seconds += _together(sorted(told, reverse=True), jobs) + recorded * decoder / RECORDED_PER_SECOND
     calibrated = added_seconds(config.decoder, recipe, shapes, context)
     return seconds + calibrated, calibrated
