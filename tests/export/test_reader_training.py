@@ -29,6 +29,7 @@ from handlens_export.reader.fonts import Family
 from handlens_export.reader.labels import CHARACTERS, COLOURS, SHAPES, UNREADABLE, Canvas, labels
 from handlens_export.reader.losses import Loss, losses_of
 from handlens_export.reader.model import Networks, Reader
+from handlens_export.reader.optimizer import Muon
 from handlens_export.reader.page import Page
 from handlens_export.reader.pool import Pool, normalized
 from handlens_export.reader.rule import RULE
@@ -202,6 +203,24 @@ def test_questions_that_stand_alone_see_the_picture_and_not_each_other(mix: Mix)
             begin += image
     assert len(each) > len(sheaf.turns)
     torch.testing.assert_close(together, torch.cat(each), rtol=0, atol=1e-5)
+
+
+def test_muon_steps_as_torchs_does() -> None:
+    torch.manual_seed(0)
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in ((32, 64), (32, 64), (64, 32))]
+    theirs = [torch.nn.Parameter(matrix.detach().clone()) for matrix in ours]
+    muon = Muon(ours, weight_decay=0.02)
+    muon.param_groups[0]["lr"] = 1e-2
+    other = torch.optim.Muon(theirs, lr=1e-2, weight_decay=0.02, adjust_lr_fn="match_rms_adamw")
+    for _ in range(4):
+        before = [matrix.detach().clone() for matrix in ours]
+        for one, two in zip(ours, theirs, strict=True):
+            one.grad = torch.randn_like(one)
+            two.grad = one.grad.clone()
+        muon.step()
+        other.step()
+    for one, two, old in zip(ours, theirs, before, strict=True):
+        assert (one - two).abs().max() < 0.5 * (one - old).abs().mean()  # torch's is in bfloat16
 
 
 def test_a_full_pool_gives_only_pages_that_are_whole(mix: Mix) -> None:
