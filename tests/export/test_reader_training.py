@@ -21,6 +21,7 @@ from handlens_export.describe import plan
 from handlens_export.network.load import load as load_weights
 from handlens_export.network.network import Network
 from handlens_export.reader import examples, train
+from handlens_export.reader import pool as pool_module
 from handlens_export.reader.batch import Batch, assemble
 from handlens_export.reader.camera import SAME, _turned
 from handlens_export.reader.draw import Drawer, Mix, Order, Sheaf, seen
@@ -221,6 +222,21 @@ def test_muon_steps_as_torchs_does() -> None:
         other.step()
     for one, two, old in zip(ours, theirs, before, strict=True):
         assert (one - two).abs().max() < 0.5 * (one - old).abs().mean()  # torch's is in bfloat16
+
+
+def test_the_pages_of_a_step_are_about_equally_long(mix: Mix, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are padded to the longest: taken as they come, these fill less."""
+    pool = Pool(60, torch.device("cpu"))
+    for number in range(8):
+        pool.add(drawn(mix, number=number, tiles=6))
+
+    def filled() -> float:
+        batches = [pool.batch(Random(number), "test", 1, 8) for number in range(10)]
+        return sum(float((batch.ids != 0).float().mean()) for batch in batches) / len(batches)
+
+    alike = filled()
+    monkeypatch.setattr(pool_module, "CHOICE", 1)
+    assert alike > filled() + 0.02
 
 
 def test_a_full_pool_gives_only_pages_that_are_whole(mix: Mix) -> None:

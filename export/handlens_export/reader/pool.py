@@ -22,6 +22,8 @@ from handlens_export.reader.turns import Turns
 
 NOISE = 0.04
 """Most standard deviation of the grain that a page gets anew each time, of levels from -1 to 1."""
+CHOICE = 4
+"""Pages drawn from the pool for each that a batch takes: rows of all lengths leave two fifths of it to padding."""
 CHAT = 0.04
 """Share of rows without a picture."""
 
@@ -35,6 +37,11 @@ class _Page:
     mix: str
     next: int = 0
     """Set of questions that is asked next."""
+
+    def asked(self) -> Turns:
+        """Each set in its turn."""
+        self.next += 1
+        return self.turns[(self.next - 1) % len(self.turns)]
 
 
 @dataclass
@@ -98,15 +105,20 @@ class Pool:
         with self.lock:
             there = self.by_count[mix, count]
             wanted = max(1, tiles // max(2, count))  # rows of one tile are mostly questions
-            chosen = [there[random.randrange(len(there))] for _ in range(wanted)]
-            turns = [page.turns[(page.next + k) % len(page.turns)] for k, page in enumerate(chosen)]
-            for page in chosen:
-                page.next += 1
+            chosen = _alike([there[random.randrange(len(there))] for _ in range(wanted * CHOICE)], wanted, random)
+            turns = [page.asked() for page in chosen]
             chats = int(CHAT * wanted + random.random()) if self.chat else 0
             turns += [random.choice(self.chat[random.randrange(len(self.chat))]) for _ in range(chats)]
         index = np.concatenate([np.arange(page.start, page.start + count) for page in chosen])
         at = torch.from_numpy(index).to(self.device, non_blocking=True)
         return assemble(turns, self.image_id, grained(self.tiles[at]), self.labels[at])
+
+
+def _alike(pages: list[_Page], count: int, random: Random) -> list[_Page]:
+    """So many of them whose next questions are about equally long."""
+    ordered = sorted(pages, key=lambda page: page.turns[page.next % len(page.turns)].tokens.shape[1])
+    start = random.randint(0, len(pages) - count)
+    return ordered[start : start + count]
 
 
 def normalized(tiles: Tensor) -> Tensor:
