@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from io import BytesIO
@@ -32,6 +33,7 @@ from handlens_export.reader.losses import Loss, losses_of
 from handlens_export.reader.model import Networks, Reader
 from handlens_export.reader.optimizer import Muon
 from handlens_export.reader.page import Page
+from handlens_export.reader.pointers import NOWHERE, Pointers
 from handlens_export.reader.pool import Pool, normalized
 from handlens_export.reader.rule import RULE
 from handlens_export.reader.save import load, save
@@ -139,7 +141,7 @@ def test_an_order_draws_the_same_sheaf_whenever_it_is_drawn(mix: Mix) -> None:
 
 def test_training_sees_the_tiles_that_a_bundle_makes(mix: Mix) -> None:
     made = example(Random(3), mix.layouts, mix.typefaces, (2, 1), 4)
-    tiles, _, _ = seen(made)
+    tiles, *_ = seen(made)
     expected = prepare(made.picture, RULE).pixels
     torch.testing.assert_close(normalized(torch.from_numpy(tiles)), torch.from_numpy(expected), rtol=0, atol=1e-6)
 
@@ -148,7 +150,7 @@ def test_chat_is_learned_from_without_a_picture(mix: Mix) -> None:
     batch = batch_of(drawn(replace(mix, chat=1.0)))
     assert len(batch.tiles) == len(batch.images) == 0
     reader = Reader(SMALL)
-    logits = reader.logits(torch.zeros(0, SMALL.width), batch)
+    logits, _ = reader.logits(torch.zeros(0, SMALL.width), batch)
     torch.nn.functional.cross_entropy(logits, batch.targets).backward()
     assert reader.language_model.model.embed_tokens.weight.grad is not None
 
@@ -191,7 +193,7 @@ def test_questions_that_stand_alone_see_the_picture_and_not_each_other(mix: Mix)
     rows = torch.randn(len(batch.images), SMALL.width)
     each, begin = [], 0
     with torch.no_grad():
-        together = reader.logits(rows, batch)
+        together, _ = reader.logits(rows, batch)
         for sets in sheaf.turns:
             tokens = sets[0].tokens
             image = int((tokens[0] == image_id).sum())
@@ -200,10 +202,83 @@ def test_questions_that_stand_alone_see_the_picture_and_not_each_other(mix: Mix)
                 kept[1], kept[2] = np.arange(kept.shape[1]), 0
                 kept[3] = np.minimum(kept[3], 1)
                 alone = assemble([Turns(kept, sets[0].kinds[:1])], image_id, batch.tiles, batch.labels)
-                each.append(reader.logits(rows[begin : begin + image], alone))
+                each.append(reader.logits(rows[begin : begin + image], alone)[0])
             begin += image
     assert len(each) > len(sheaf.turns)
     torch.testing.assert_close(together, torch.cat(each), rtol=0, atol=1e-5)
+
+
+def test_pointers_lead_to_image_tokens_that_show_the_letter(mix: Mix) -> None:
+    """Pages of one tile and of two with a thumbnail, several in a batch: the dense labels, made another way, agree."""
+    for grid in ((1, 1), (2, 1)):
+        batch = batch_of(drawn(mix, grid, tiles=9))
+        per, side = SMALL.tokens_per_tile, TILE // PATCH
+        ordinals = {flat: number for number, flat in enumerate(batch.images.tolist())}
+        said = dict(zip(batch.wanted.tolist(), batch.targets.tolist(), strict=True))
+        shown, asked = 0, batch.ids.flatten().tolist()
+        for pairs, letters in ((batch.naming, asked), (batch.saying, said)):
+            assert len(pairs) > 20
+            for query, place in pairs.tolist():
+                assert query // batch.ids.shape[1] == place // batch.ids.shape[1]
+                letter = build().decode([letters[query]])[-1]
+                tile, at = divmod(ordinals[place], per)
+                rows, columns = (slice(2 * part, 2 * part + 2) for part in divmod(at, side // 2))
+                patches = batch.labels[tile].view(side, side, -1)[rows, columns].flatten().tolist()
+                shown += letter in {CHARACTERS[c - 2] for c in patches if UNREADABLE < c < len(CHARACTERS) + 2}
+                assert grid == (1, 1) or tile % 3, "a thumbnail is not where text is read"
+        # A figure's name has no letters there, and a fifth letter in one patch has no label.
+        assert shown >= 0.9 * (len(batch.naming) + len(batch.saying))
+
+
+def test_a_denied_text_points_at_the_one_that_it_was_made_from(font: Path) -> None:
+    page = Page.blank(TILE, TILE, (255, 255, 255))
+    page.write((8, 20), "Gate:", font, 16, (0, 0, 0), "black")
+    page.write((120, 20), "B 17", font, 16, (0, 0, 0), "black")
+    page.write((8, 60), "twice", font, 16, (0, 0, 0), "black")
+    page.write((8, 100), "twice", font, 16, (0, 0, 0), "black")
+    pointers = Pointers.of(page, SAME, Canvas((TILE, TILE), 1, 1, TILE, PATCH, thumbnail=False), 2)
+    for question in ("Is the text B 17 there?", "Is the text B 18 there?"):
+        places = pointers.question(Turn("yes-no", question, "yes"))
+        assert places == (NOWHERE,) * 12 + pointers.texts["B 17"] + (NOWHERE,) * 7
+    gate = Turn("field", "What is the Gate?", "B 17")
+    assert pointers.question(gate) == (NOWHERE,) * 12 + pointers.texts["Gate:"][:4] + (NOWHERE,)
+    assert pointers.answer(gate) == pointers.texts["B 17"]
+    assert pointers.answer(Turn("transcribe", "Read line 1.", "Gate: B 17")).count(NOWHERE) == 1
+    assert set(pointers.answer(Turn("transcribe", "Read line 2.", "twice"))) == {NOWHERE}
+    begun = pointers.question(Turn("transcribe", "Read the line that starts with Gat.", "Gate: B 17"))
+    assert begun == (NOWHERE,) * 31 + pointers.texts["Gate"][:3] + (NOWHERE,)
+
+
+def test_attention_is_told_as_the_decoder_pays_it(mix: Mix) -> None:
+    """Against the weights that transformers' own module returns."""
+    torch.manual_seed(0)
+    sizes = replace(SMALL, layers=2)
+    reader = Reader(sizes).eval()
+    batch = batch_of(drawn(mix, tiles=2))
+    paid: dict[int, torch.Tensor] = {}
+    for number, layer in enumerate(reader.language_model.model.layers):
+        layer.self_attn.register_forward_hook(lambda _, __, out, number=number: paid.update({number: out[1]}))
+    with torch.no_grad():
+        _, taken = reader.logits(torch.randn(len(batch.images), sizes.width), batch)
+        for number in range(sizes.layers):
+            for head in range(sizes.heads):
+                found = reader.attention(taken, batch, number, head).exp()
+                torch.testing.assert_close(found, paid[number][:, head], rtol=0, atol=1e-5)
+
+
+def test_pointers_move_attention_to_where_they_point(mix: Mix) -> None:
+    torch.manual_seed(0)
+    networks = Networks(Reader(replace(SMALL, width=128, layers=2, heads=4)))
+    batch = batch_of(drawn(mix, tiles=4))
+    optimizer = torch.optim.AdamW(networks.parameters(), 3e-3)
+    shares = []
+    for _ in range(40):
+        losses, told = losses_of({"language", "pointers"}, networks, batch)
+        losses["pointers"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        shares.append(float(told["said"][0] / told["said"][1]))
+    assert shares[0] < 0.1 and shares[-1] > 0.5
 
 
 def test_muon_steps_as_torchs_does() -> None:
@@ -222,6 +297,14 @@ def test_muon_steps_as_torchs_does() -> None:
         other.step()
     for one, two, old in zip(ours, theirs, before, strict=True):
         assert (one - two).abs().max() < 0.5 * (one - old).abs().mean()  # torch's is in bfloat16
+
+
+def test_a_head_that_learns_first_leaves_the_reader_as_it_is(mix: Mix) -> None:
+    networks = Networks(Reader(SMALL))
+    losses, _ = losses_of({"head"}, networks, batch_of(drawn(mix)))
+    losses["head"].backward()
+    assert all(parameter.grad is None for parameter in networks.reader.parameters())
+    assert networks.head.linear.weight.grad is not None
 
 
 def test_the_pages_of_a_step_are_about_equally_long(mix: Mix, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -290,6 +373,30 @@ def test_a_run_goes_through_its_stages_and_goes_on_where_it_was_stopped(
         torch.testing.assert_close(trained[name], weight.bfloat16().float(), rtol=0, atol=0, msg=name)
 
 
+def test_drawing_waits_for_learning(mix: Mix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine of few cores it would take half of them."""
+    monkeypatch.setattr(train, "AHEAD", 30)
+    run = Run(tmp_path, Plan(3600.0, 17, 200, 1), (Stage("one", 1.0, mix, ((1, 1),), {"head": 1.0}),), Reader(SMALL))
+    drawing = threading.Thread(target=run._fill)
+    drawing.start()
+
+    def comes_to(pages: int, seconds: float = 60.0) -> bool:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if run.pool and run.pool.drawn >= pages:
+                return True
+            time.sleep(0.02)
+        return False
+
+    assert comes_to(51)  # three sheaves of 17 tiles are more than 30 ahead of the first
+    assert not comes_to(52, seconds=0.5)
+    run.learned = 17
+    assert comes_to(68) and not comes_to(69, seconds=0.5)
+    run.stopped.set()
+    drawing.join(60)
+    assert not drawing.is_alive() and run.failure is None
+
+
 def test_what_fails_in_the_drawing_ends_the_run(mix: Mix, tmp_path: Path) -> None:
     """The thread that draws dies alone otherwise, and the run waits for ever."""
     impossible = replace(mix, layouts=("no such layout",))
@@ -351,7 +458,7 @@ def test_exact_is_the_share_of_whole_answers(mix: Mix) -> None:
         def logits(self, image_rows, batch):
             targets = batch.targets.clone()
             targets[0] = (targets[0] + 1) % 512
-            return torch.nn.functional.one_hot(targets, 512).float() * 50
+            return torch.nn.functional.one_hot(targets, 512).float() * 50, ()
 
     networks.reader = Knowing(SMALL)
     _, told = losses_of({"answers"}, networks, batch)
@@ -376,7 +483,7 @@ def test_the_saved_checkpoint_is_the_trained_network(tmp_path: Path) -> None:
     ids = torch.tensor([[1, *[image] * 2 * reader.sizes.tokens_per_tile, 20, 30, 40, 0, 2]])
     nothing = torch.zeros(0)
     batch = Batch(
-        **dict.fromkeys(("tiles", "labels", "targets", "answers", "kinds"), nothing),
+        **dict.fromkeys(("tiles", "labels", "targets", "answers", "kinds", "naming", "saying"), nothing),
         ids=ids,
         positions=torch.arange(ids.shape[1])[None],
         segments=torch.zeros_like(ids),
@@ -385,7 +492,7 @@ def test_the_saved_checkpoint_is_the_trained_network(tmp_path: Path) -> None:
     )
     with torch.no_grad():
         rows = reader.rows(reader.features(tiles)).flatten(0, 1)
-        expected = reader.logits(rows, batch)
+        expected, _ = reader.logits(rows, batch)
     torch.testing.assert_close(network(ids, tiles, image)[0], expected, rtol=0, atol=2e-5)
     assert planned.checkpoint.config["image_token_id"] == image
     assert TOKENIZER in {path.name for path in (tmp_path / "checkpoint").iterdir()}

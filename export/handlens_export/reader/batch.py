@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from handlens_export.reader.pointers import NOWHERE
 from handlens_export.reader.turns import Turns
 
 PAD = 64
@@ -39,6 +40,10 @@ class Batch:
     """(m,) which answer of the batch each belongs to."""
     kinds: Tensor
     """(answers,) numbers in TOLD."""
+    naming: Tensor
+    """(p, 2) flat indices: a question's token that names what stands on the picture, and the image token of it."""
+    saying: Tensor
+    """(q, 2) flat indices: the position behind which a letter of an answer stands, and the image token of it."""
 
 
 def assemble(turns: Sequence[Turns], image_id: int, tiles: Tensor, labels: Tensor) -> Batch:
@@ -48,19 +53,24 @@ def assemble(turns: Sequence[Turns], image_id: int, tiles: Tensor, labels: Tenso
     rows = np.repeat(np.arange(len(turns)), lengths)
     starts = np.concatenate(([0], np.cumsum(lengths)[:-1]))
     at = rows * long + np.arange(lengths.sum()) - np.repeat(starts, lengths)
-    ids, positions, segments, numbers = np.concatenate([each.tokens for each in turns], axis=1).astype(np.int64)
+    ids, positions, segments, numbers, places = np.concatenate([each.tokens for each in turns], axis=1).astype(np.int64)
     before = np.concatenate(([0], np.cumsum([len(each.kinds) for each in turns])[:-1]))
     after = np.flatnonzero(numbers)  # never a row's first token
+    images = at[ids == image_id]
+    naming, saying = (np.flatnonzero((places != NOWHERE) & (numbers > 0 if said else numbers == 0)) for said in (0, 1))
+    pictured = np.array([np.count_nonzero(each.tokens[0] == image_id) for each in turns])
+    places += np.repeat(np.cumsum(pictured) - pictured, lengths)  # of all rows' image tokens
     host = (
-        *(at, ids, positions, segments, at[ids == image_id], at[after] - 1, ids[after]),
+        *(at, ids, positions, segments, images, at[after] - 1, ids[after]),
         *((numbers - 1 + np.repeat(before, lengths))[after], np.concatenate([each.kinds for each in turns])),
+        *(at[naming], images[places[naming]], at[saying] - 1, images[places[saying]]),
     )
     place, ids_, positions_, segments_, *rest = _moved(host, tiles.device)
     grid = torch.zeros(3, len(turns) * long, dtype=torch.long, device=tiles.device)
     grid[:, place] = torch.stack((ids_, positions_, segments_))
-    images, wanted, targets, answers, kinds = rest
-    ids_, positions_, segments_ = grid.view(3, len(turns), long)
-    return Batch(tiles, labels, ids_, positions_, segments_, images, wanted, targets, answers, kinds)
+    *known, names, shown, letters, seen = rest  # images, wanted, targets, answers, kinds
+    pairs = torch.stack((names, shown), 1), torch.stack((letters, seen), 1)
+    return Batch(tiles, labels, *(*grid.view(3, len(turns), long), *known, *pairs))
 
 
 def _moved(host: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ from handlens_export.reader.chat import chat
 from handlens_export.reader.examples import Example, asked_example
 from handlens_export.reader.fonts import Family
 from handlens_export.reader.labels import SLOTS, Canvas, labels
+from handlens_export.reader.pointers import Pointers
 from handlens_export.reader.questions import KINDS
 from handlens_export.reader.rule import RULE
 from handlens_export.reader.scene import Kind
@@ -30,6 +32,8 @@ LABELS = SLOTS + 2
 """Numbers known of a patch: its characters, its shape, its colour."""
 VARIANTS = 3
 """Sets of questions about one page, since it is learned from several times."""
+QUESTIONS = ((3, 8), (7, 14), (17, 24))
+"""Of a set about pages of at most so many tiles: the more tiles, the more is saved by asking them at once."""
 Grid = tuple[int, int]
 """Columns and rows of tiles."""
 
@@ -109,18 +113,21 @@ class Drawer:
         return Sheaf(tiles, known, (0,) * count, said, mix.seed)
 
     def _page(self, random: Random, mix: Mix, grid: Grid) -> tuple[np.ndarray, np.ndarray, tuple[Turns, ...]]:
-        each = 8 if tiles_of(grid) <= 3 else 14
+        each = next(many for most, many in QUESTIONS if tiles_of(grid) <= most)
         made = asked_example(random, mix.layouts, mix.typefaces, grid, VARIANTS * each, mix.kinds)
-        tiles, known, picture = seen(made)
+        tiles, known, picture, pointers = seen(made)
         sets = []
         for start in range(0, max(1, len(made.turns) - each // 2), each):
             chosen = made.turns[start : start + each]
-            sets.append(encode(self.tokenizer, picture, chosen, random.random() >= mix.conversations))
+            alone = random.random() >= mix.conversations
+            sets.append(encode(self.tokenizer, picture, chosen, alone, pointers))
         return tiles, known, tuple(sets)
 
 
-def seen(made: Example) -> tuple[np.ndarray, np.ndarray, str]:
-    """An example's tiles (n, 3, tile, tile) uint8, labels (n, patches, LABELS), and the text of its image tokens."""
+def seen(made: Example) -> tuple[np.ndarray, np.ndarray, str, Pointers]:
+    """An example's tiles (n, 3, tile, tile) uint8, labels (n, patches, LABELS), the text of its image tokens, and what
+    of the page each of these shows.
+    """
     layout = lay_out(made.picture, RULE)
     canvas = Canvas(
         made.picture.size, layout.columns, layout.rows, RULE.tile_size, Sizes().patch, layout.thumbnail is not None
@@ -128,7 +135,8 @@ def seen(made: Example) -> tuple[np.ndarray, np.ndarray, str]:
     dense = labels(made.page, made.where, canvas)
     tiles = cut(layout, RULE).transpose(0, 3, 1, 2)
     known = np.concatenate((dense.characters, dense.shapes[..., None], dense.colours[..., None]), axis=-1)
-    return np.ascontiguousarray(tiles), known, expand(RULE, layout.columns, layout.rows)
+    pointers = Pointers.of(made.page, made.where, canvas, Sizes().downsample)
+    return np.ascontiguousarray(tiles), known, expand(RULE, layout.columns, layout.rows), pointers
 
 
 def tiles_of(grid: Grid) -> int:
@@ -164,9 +172,11 @@ def sheaves(following: Callable[[], Order], workers: int) -> Iterator[Sheaf]:
         num_workers=workers,
         prefetch_factor=3,
         in_order=False,
-        worker_init_fn=_one_thread,
+        worker_init_fn=_modest,
     )
 
 
-def _one_thread(worker: int) -> None:
+def _modest(worker: int) -> None:
+    """Draw with what training leaves of the cores, where they share them."""
     torch.set_num_threads(1)
+    os.nice(10)

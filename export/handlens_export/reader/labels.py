@@ -56,14 +56,19 @@ class Canvas:
         """Patches along a tile's side."""
         return self.tile // self.patch
 
+    @property
+    def fit(self) -> tuple[float, tuple[float, float]]:
+        """How much the picture was resized, and where it begins in the middle of the tiles."""
+        width, height = self.columns * self.tile, self.rows * self.tile
+        scale = min(width / self.picture[0], height / self.picture[1])
+        return scale, ((width - self.picture[0] * scale) / 2, (height - self.picture[1] * scale) / 2)
+
 
 def labels(page: Page, where: Affine, canvas: Canvas) -> Labels:
     """Labels of every tile, in the order in which the encoder gets them."""
-    width, height = canvas.columns * canvas.tile, canvas.rows * canvas.tile
-    scale = min(width / canvas.picture[0], height / canvas.picture[1])
-    left, top = (width - canvas.picture[0] * scale) / 2, (height - canvas.picture[1] * scale) / 2
+    scale, offset = canvas.fit
     across, down = canvas.columns * canvas.grid, canvas.rows * canvas.grid
-    whole = _under(page, where, (scale, scale), (left, top), (across, down), canvas.patch)
+    whole = _under(page, where, (scale, scale), offset, (across, down), canvas.patch)
     tiled = tuple(_cut(layer, canvas) for layer in whole)
     if canvas.thumbnail:
         scales = canvas.tile / canvas.picture[0], canvas.tile / canvas.picture[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -14,12 +15,15 @@ from handlens_export.reader.labels import EMPTY, SLOTS
 from handlens_export.reader.model import Networks, Reader
 from handlens_export.reader.turns import TOLD
 
-Loss = Literal["dense", "language", "rows", "answers"]
+Loss = Literal["dense", "head", "language", "rows", "answers", "pointers"]
 """
 dense     the encoder's features tell what stands under each patch
+head      the same, but only the head that tells it learns
 language  the decoder answers from the oracle's rows
 rows      the projector's rows are the oracle's
 answers   the decoder answers from the projector's rows
+pointers  one head of attention finds what a question names, another the letter that is said next: with `language`, with
+          `answers`, or with both
 """
 EMPTY_WEIGHT = 0.15
 """Of a slot without a character: most are, and most of them are easy."""
@@ -33,19 +37,25 @@ def losses_of(names: Iterable[Loss], networks: Networks, batch: Batch) -> tuple[
     reader = networks.reader
     labels = batch.labels.long()
     characters, shapes, colours = labels[..., :SLOTS], labels[..., -2], labels[..., -1]
-    if names & {"dense", "rows", "answers"}:
+    points: list[Tensor] = []
+    if names & {"dense", "head", "rows", "answers"}:
         features = reader.features(batch.tiles)
-        if "dense" in names:
-            losses["dense"], told["characters"] = dense(networks.head(features), (characters, shapes, colours))
+        for name in names & {"dense", "head"}:
+            seen = features.detach() if name == "head" else features
+            losses[name], told["characters"] = dense(networks.head(seen), (characters, shapes, colours))
         rows = reader.rows(features)
     if names & {"rows", "language"}:
         known = networks.oracle(characters, shapes, colours)
         if "rows" in names:
             losses["rows"] = row_distance(rows, known.detach())
         if "language" in names:
-            losses["language"], told["oracle"] = answers(reader, known, batch)
+            losses["language"], told["oracle"], taken = answers(reader, known, batch)
+            points += [pointers(reader, taken, batch, told)] if "pointers" in names else []
     if "answers" in names:
-        losses["answers"], told["exact"] = answers(reader, rows, batch)
+        losses["answers"], told["exact"], taken = answers(reader, rows, batch)
+        points += [pointers(reader, taken, batch, told)] if "pointers" in names else []
+    if "pointers" in names:
+        losses["pointers"] = torch.stack(points).mean()
     return losses, told
 
 
@@ -68,13 +78,15 @@ def row_distance(rows: Tensor, known: Tensor) -> Tensor:
     return (rows.float() - known).pow(2).mean() / known.var().clamp_min(1e-4)
 
 
-def answers(reader: Reader, rows: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of the answers' tokens; (2, kinds): answers all of whose tokens are the likeliest, and all.
+def answers(reader: Reader, rows: Tensor, batch: Batch) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Cross-entropy of the answers' tokens; (2, kinds): answers all of whose tokens are the likeliest, and all; and the
+    rows that each of the decoder's layers takes.
 
     With the tokens before it given, an answer is right throughout exactly if greedy decoding would say it. A token
     counts by one over the root of its answer's length: else `yes` would weigh nothing beside a line of forty letters.
     """
-    logits = reader.logits(rows.flatten(0, -2), batch).float()
+    logits, taken = reader.logits(rows.flatten(0, -2), batch)
+    logits = logits.float()
     ones = torch.ones_like(batch.targets, dtype=torch.float32)
     length = torch.zeros(len(batch.kinds), device=ones.device).index_add(0, batch.answers, ones)
     weight = length.rsqrt()[batch.answers]
@@ -82,4 +94,20 @@ def answers(reader: Reader, rows: Tensor, batch: Batch) -> tuple[Tensor, Tensor]
     wrong = torch.zeros_like(length).index_add(0, batch.answers, (logits.argmax(-1) != batch.targets).float())
     counts = torch.zeros(2, len(TOLD), device=ones.device)
     counts = counts.index_add(1, batch.kinds, torch.stack(((wrong == 0).float(), torch.ones_like(wrong))))
-    return loss, counts
+    return loss, counts, taken
+
+
+def pointers(reader: Reader, taken: tuple[Tensor, ...], batch: Batch, told: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy between attention and where a question's names and an answer's letters stand on the picture.
+
+    Tells how many have more than half of the attention. The heads are those that had learned it best without.
+    """
+    middle = reader.sizes.layers // 2
+    loss = torch.zeros((), device=batch.ids.device)
+    for name, pairs, layer, head in (("named", batch.naming, middle - 1, 2), ("said", batch.saying, middle, 3)):
+        queries, places = pairs.T
+        whole = reader.attention(taken, batch, layer, head)
+        found = whole.flatten(0, 1)[queries, places % whole.shape[-1]]
+        loss = loss - found.sum() / max(1, len(pairs))
+        told[name] = torch.stack(((found > math.log(0.5)).sum(), torch.ones_like(queries).sum())).detach()
+    return loss

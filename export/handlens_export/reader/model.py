@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipVisionConfig, SiglipVisionModel
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from handlens_export.network.projector import merge_patches
 from handlens_export.reader.batch import Batch
@@ -59,20 +60,35 @@ class Reader(nn.Module):
         out: Tensor = self.projector(self.downsampler(merge_patches(features, self.sizes.downsample)))
         return out
 
-    def logits(self, image_rows: Tensor, batch: Batch) -> Tensor:
-        """Logits behind a batch's `wanted` positions, (m, vocabulary); its image tokens take the image rows.
+    def logits(self, image_rows: Tensor, batch: Batch) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Logits behind a batch's `wanted` positions, (m, vocabulary), and the rows (b, t, width) of each layer.
 
-        Sequences are padded at the right, where a causal decoder does not look.
+        Its image tokens take the image rows. Sequences are padded at the right, where a causal decoder does not look.
         """
         embedded = self.language_model.model.embed_tokens(batch.ids)
         filled = embedded.flatten(0, 1).index_copy(0, batch.images, image_rows.to(embedded.dtype))
-        hidden = self.language_model.model(
-            inputs_embeds=filled.view_as(embedded),
-            position_ids=batch.positions,
-            attention_mask=_mask(batch.segments),
-            use_cache=False,
-        ).last_hidden_state
-        out: Tensor = self.language_model.lm_head(hidden.flatten(0, 1)[batch.wanted])
+        decoder, hidden, mask = self.language_model.model, filled.view_as(embedded), _mask(batch.segments)
+        turned = decoder.rotary_emb(hidden, position_ids=batch.positions)
+        taken = []
+        for layer in decoder.layers:  # transformers' own way to tell these rows cannot be compiled
+            taken.append(hidden)
+            hidden = layer(hidden, attention_mask=mask, position_ids=batch.positions, position_embeddings=turned)
+        out: Tensor = self.language_model.lm_head(decoder.norm(hidden).flatten(0, 1)[batch.wanted])
+        return out, tuple(taken)
+
+    def attention(self, taken: tuple[Tensor, ...], batch: Batch, layer: int, head: int) -> Tensor:
+        """Logarithms of one head's attention, (b, t, t), from the rows that each layer takes."""
+        decoder, sizes = self.language_model.model, self.sizes
+        block = decoder.layers[layer]
+        rows = block.input_layernorm(taken[layer])
+        wide = sizes.width // sizes.heads
+        shared = head * sizes.kv_heads // sizes.heads
+        queries = rows @ block.self_attn.q_proj.weight[head * wide : (head + 1) * wide].T
+        keys = rows @ block.self_attn.k_proj.weight[shared * wide : (shared + 1) * wide].T
+        turned = decoder.rotary_emb(rows, batch.positions)
+        queries, keys = apply_rotary_pos_emb(queries[:, None], keys[:, None], *turned)
+        scores = (queries @ keys.mT).squeeze(1).float() / wide**0.5
+        out: Tensor = (scores + _mask(batch.segments).squeeze(1)).log_softmax(-1)
         return out
 
 

@@ -27,7 +27,9 @@ _COLOUR, _TEXT_COLOUR = "What colour is the {}?", "What colour is the text {}?"
 _IS_THERE, _IS_FIELD, _IS, _WRITTEN = (
     *("Is there {}?", "Is there a field {}?", "Is the {} {}?", "Is the text {} there?"),
 )
-_NUMBERED, _STARTING = "Read line {}.", "Read the line that starts with {}."
+_NUMBERED, STARTING = "Read line {}.", "Read the line that starts with {}."
+PARTED = ", "
+"""Between the names of a list."""
 _ALL = ("Read the text.", "What is written here?")
 _EVERYTHING = "Read everything."
 _HIGHEST, _LOWEST = ("Which bar is the highest?", "Which bar is the lowest?")
@@ -35,11 +37,11 @@ _LONGEST, _SHORTEST = ("Which bar is the longest?", "Which bar is the shortest?"
 
 PHRASES: tuple[str, ...] = (
     *(*_FIELD, *_BAR, *_TOP, *_BOTTOM, _BELOW, _RIGHT, *_FIELDS, *_COUNT, _COLOUR, _TEXT_COLOUR),
-    *(_IS_THERE, _IS_FIELD, _IS, _WRITTEN, *_ALL, _NUMBERED, _STARTING, _HIGHEST, _LOWEST, _LONGEST, _SHORTEST),
+    *(_IS_THERE, _IS_FIELD, _IS, _WRITTEN, *_ALL, _NUMBERED, STARTING, _HIGHEST, _LOWEST, _LONGEST, _SHORTEST),
     *(f" {colour}" for colour in COLOURS),
     *(f" {kind}" for kind in (*FIGURES, "bar")),
     *("circles", "squares", "triangles", "stars", "crosses", "rings", "bars", "shapes", "fields", "rows of text"),
-    *(_EVERYTHING, "the text", "a red circle", "an orange star", "yes", "no", ", ", " of ", " bar"),
+    *(_EVERYTHING, "the text", "a red circle", "an orange star", "yes", "no", PARTED, " of ", " bar"),
 )
 """Every fixed piece of the questions' and answers' language, none of a page's content."""
 
@@ -87,7 +89,7 @@ def _field(facts: Facts, random: Random) -> Drawn:
 
 def _fields(facts: Facts, random: Random) -> Drawn:
     names = facts.names
-    return (random.choice(_FIELDS), ", ".join(names)) if 0 < len(names) <= 8 else None
+    return (random.choice(_FIELDS), PARTED.join(names)) if 0 < len(names) <= 8 else None
 
 
 def _place(facts: Facts, random: Random) -> Drawn:
@@ -233,7 +235,7 @@ def _transcribe(facts: Facts, random: Random) -> Drawn:
     start = random.choice((row.runs[0].text, row.text.split(" ", 1)[0], row.text[:3].strip()))
     start = start.removesuffix(":") or start
     alone = sum(each.text.startswith(start) for each in facts.rows) == 1
-    return (_STARTING.format(start), row.text) if alone and start != row.text and len(start) <= _LONGEST_NAME else None
+    return (STARTING.format(start), row.text) if alone and start != row.text and len(start) <= _LONGEST_NAME else None
 
 
 def _page(facts: Facts, random: Random) -> Drawn:

@@ -12,7 +12,8 @@ from handlens_export.reader.questions import KINDS
 
 ONE: tuple[Grid, ...] = ((1, 1),)
 FEW: tuple[Grid, ...] = ((1, 1), (1, 1), (2, 1), (1, 2))
-MANY: tuple[Grid, ...] = (*FEW, (2, 2), (3, 1), (1, 3), (2, 3), (3, 2), (3, 3), (3, 4), (4, 4))
+SMALL: tuple[Grid, ...] = (*FEW, (2, 2))
+MANY: tuple[Grid, ...] = (*SMALL, (3, 1), (1, 3), (2, 3), (3, 2), (3, 3), (3, 4), (4, 4))
 TRAINED = tuple(name for name in LAYOUTS if name not in HELD_OUT)
 
 
@@ -40,14 +41,21 @@ def stages() -> tuple[Stage, ...]:
     strings = (*["single"] * 10, *["paragraph"] * 8, *["strings"] * 4, *TRAINED)
     letters = Mix("letters", strings, fonts, kinds=("transcribe", "place"), chat=0.01)
     pages = Mix("pages", (*TRAINED, "strings"), fonts, kinds=(*KINDS, "page"))
+    found: dict[Loss, float] = {"pointers": 0.3}
     return (
-        Stage("letters", 0.15, letters, ONE, {"dense": 1.0, "language": 1.0}),
-        Stage("align", 0.21, letters, ONE, {"dense": 0.5, "rows": 1.0, "language": 0.5, "answers": 0.2}),
-        Stage("pages", 0.42, pages, (*FEW, (2, 2)), {"dense": 0.3, "rows": 0.2, "language": 0.5, "answers": 1.0}),
-        Stage("large", 1.0, pages, (*FEW, *MANY), {"dense": 0.1, "answers": 1.0}),
+        Stage("letters", 0.15, letters, ONE, found | {"dense": 1.0, "language": 1.0}),
+        Stage("align", 0.21, letters, ONE, found | {"dense": 0.5, "rows": 1.0, "language": 0.5, "answers": 0.2}),
+        Stage("pages", 0.42, pages, SMALL, found | {"dense": 0.3, "rows": 0.2, "language": 0.5, "answers": 1.0}),
+        Stage("large", 1.0, pages, (*FEW, *MANY), found | {"dense": 0.1, "answers": 1.0}),
     )
 
 
-def last_stage() -> tuple[Stage, ...]:
-    """For weights that read already, which come without the dense head."""
-    return (replace(stages()[-1], losses={"answers": 1.0}),)
+def further_stages() -> tuple[Stage, ...]:
+    """For weights that read already, which come without the dense head: it learns first, by itself."""
+    *_, pages, large = stages()
+    losses: dict[Loss, float] = {"dense": 0.3, "answers": 1.0, "pointers": 0.3}
+    return (
+        Stage("head", 0.02, pages.mix, pages.grids, {"head": 1.0}),
+        replace(pages, until=0.5, losses=losses),
+        replace(large, losses=losses),
+    )

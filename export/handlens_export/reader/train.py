@@ -2,6 +2,7 @@
 
     python -m handlens_export.reader.train -o FOLDER --minutes 12 --workers 15      with a CUDA device
     python -m handlens_export.reader.train -o FOLDER --minutes 1200 --workers 1     without
+    python -m handlens_export.reader.train -o FOLDER --minutes 60 --from assets/reader       from weights that read
 
 In FOLDER: the checkpoint, as far as it is trained, `log.jsonl`, and `state.pt`: with the same command a run that was
 stopped goes on. What limits a run on an accelerator is the processes that draw, so give it a worker for each core.
@@ -35,7 +36,7 @@ from handlens_export.reader.options import at_least
 from handlens_export.reader.pool import Pool, normalized
 from handlens_export.reader.save import load, save
 from handlens_export.reader.sizes import Sizes
-from handlens_export.reader.stages import Stage, last_stage, stages
+from handlens_export.reader.stages import Stage, further_stages, stages
 from handlens_export.reader.turns import TOLD
 
 EVERY = 50
@@ -43,6 +44,10 @@ EVERY = 50
 SAVE_SECONDS = 120.0
 FIRST = 64
 """Pages that are drawn before the first step."""
+GENTLE = 1e-3
+"""Rate for weights that read already: at higher ones they first forget more than they learn."""
+AHEAD = 2000
+"""Tiles that may be drawn beyond those learned from: where both share the cores, drawing waits for learning."""
 ENOUGH = 4
 """Pages of one size that a step can draw from."""
 
@@ -80,7 +85,7 @@ class Run:
         self.is_new = not kept and reader is None
         self.networks = Networks(reader if reader and not kept else Reader(sizes)).to(self.device)
         self.optimizer = Optimizer(self.networks)
-        self.step = self.ordered = 0
+        self.step = self.ordered = self.learned = 0
         self.seconds = 0.0
         if kept:
             self.networks.load_state_dict(kept["modules"])
@@ -157,6 +162,7 @@ class Run:
             loss: Tensor = sum(
                 (stage.losses[name] * part for name, part in parts.items()), torch.zeros((), device=self.device)
             )
+        self.learned += len(batch.tiles)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = self.optimizer.step(self._rate())
         self.step += 1
@@ -195,9 +201,13 @@ class Run:
             pool = Pool(self.plan.pool, self.device)
             pool.add(first)
             self.pool = pool
+            drawn = 0
             for sheaf in arriving:
+                while drawn > self.learned + AHEAD and not self.stopped.is_set():
+                    time.sleep(0.05)
                 if self.stopped.is_set():
                     return
+                drawn += len(sheaf.tiles)
                 pool.add(sheaf)
         except BaseException as error:  # shown by the thread that waits for it
             self.failure = error
@@ -289,7 +299,7 @@ def main(arguments: list[str] | None = None) -> int:
         tiles=options.tiles or (816 if cuda else 24),
         pool=options.pool or (300_000 if cuda else 4_000),
         workers=options.workers,
-        rate=options.rate,
+        rate=options.rate or (GENTLE if options.checkpoint else Plan.rate),
         validate=options.validate,
         compiled=options.compile,
     )
@@ -298,7 +308,7 @@ def main(arguments: list[str] | None = None) -> int:
         for family in FAMILIES:  # fetched here, where a failure is a sentence, not in a worker
             font_files(family)
         reader = load(options.checkpoint) if options.checkpoint else None
-        Run(options.folder, plan, last_stage() if reader else stages(), reader).go()
+        Run(options.folder, plan, further_stages() if reader else stages(), reader).go()
     except ExportError as error:
         print(error, file=sys.stderr)
         return 2
@@ -313,7 +323,8 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--workers", type=at_least(1, int), default=1, help="processes that draw")
     parser.add_argument("--tiles", type=at_least(17, int), help="of a step: 816 with a CUDA device, else 24")
     parser.add_argument("--pool", type=at_least(100, int), help="tiles kept: 300,000 (45 GB) with CUDA, else 4,000")
-    parser.add_argument("--rate", type=at_least(1e-6, float), default=4e-3, help="of learning, at its highest")
+    rates = f"of learning, at its highest: {Plan.rate}, with --from {GENTLE}"
+    parser.add_argument("--rate", type=at_least(1e-6, float), help=rates)
     parser.add_argument("--validate", type=at_least(0, int), default=0, help="pages asked every 2 minutes")
     parser.add_argument("--compile", action="store_true", help="with torch.compile")
     parser.add_argument(
