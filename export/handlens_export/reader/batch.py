@@ -57,7 +57,8 @@ def assemble(turns: Sequence[Turns], image_id: int, tiles: Tensor, labels: Tenso
     before = np.concatenate(([0], np.cumsum([len(each.kinds) for each in turns])[:-1]))
     after = np.flatnonzero(numbers)  # never a row's first token
     images = at[ids == image_id]
-    naming, saying = (np.flatnonzero((places != NOWHERE) & (numbers > 0 if said else numbers == 0)) for said in (0, 1))
+    naming = np.flatnonzero((places != NOWHERE) & (numbers == 0))
+    saying = np.flatnonzero((places != NOWHERE) & (numbers > 0))
     pictured = np.array([np.count_nonzero(each.tokens[0] == image_id) for each in turns])
     places += np.repeat(np.cumsum(pictured) - pictured, lengths)  # of all rows' image tokens
     host = (
@@ -68,9 +69,22 @@ def assemble(turns: Sequence[Turns], image_id: int, tiles: Tensor, labels: Tenso
     place, ids_, positions_, segments_, *rest = _moved(host, tiles.device)
     grid = torch.zeros(3, len(turns) * long, dtype=torch.long, device=tiles.device)
     grid[:, place] = torch.stack((ids_, positions_, segments_))
-    *known, names, shown, letters, seen = rest  # images, wanted, targets, answers, kinds
-    pairs = torch.stack((names, shown), 1), torch.stack((letters, seen), 1)
-    return Batch(tiles, labels, *(*grid.view(3, len(turns), long), *known, *pairs))
+    images_, wanted, targets, answers, kinds, names, named, letters, said = rest
+    ids_, positions_, segments_ = grid.view(3, len(turns), long)
+    return Batch(
+        tiles=tiles,
+        labels=labels,
+        ids=ids_,
+        positions=positions_,
+        segments=segments_,
+        images=images_,
+        wanted=wanted,
+        targets=targets,
+        answers=answers,
+        kinds=kinds,
+        naming=torch.stack((names, named), 1),
+        saying=torch.stack((letters, said), 1),
+    )
 
 
 def _moved(host: Sequence[np.ndarray], device: torch.device) -> tuple[Tensor, ...]:

@@ -70,7 +70,7 @@ class Reader(nn.Module):
         decoder, hidden, mask = self.language_model.model, filled.view_as(embedded), _mask(batch.segments)
         turned = decoder.rotary_emb(hidden, position_ids=batch.positions)
         taken = []
-        for layer in decoder.layers:  # transformers' own way to tell these rows cannot be compiled
+        for layer in decoder.layers:  # `output_hidden_states` uses a ContextVar, which torch.compile cannot trace
             taken.append(hidden)
             hidden = layer(hidden, attention_mask=mask, position_ids=batch.positions, position_embeddings=turned)
         out: Tensor = self.language_model.lm_head(decoder.norm(hidden).flatten(0, 1)[batch.wanted])

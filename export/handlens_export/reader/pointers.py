@@ -15,7 +15,7 @@ import numpy as np
 from handlens_export.reader.camera import Affine
 from handlens_export.reader.labels import Canvas
 from handlens_export.reader.page import Line, Page
-from handlens_export.reader.questions import PARTED, STARTING
+from handlens_export.reader.questions import PARTED, STARTING, naming
 from handlens_export.reader.rows import rows
 from handlens_export.reader.scene import Turn
 
@@ -37,45 +37,41 @@ class Pointers:
     @classmethod
     def of(cls, page: Page, where: Affine, canvas: Canvas, downsample: int) -> Pointers:
         """`downsample`: patches along a side of an image token."""
-        grid = _Tokens(where, canvas, downsample)
-        runs = {id(run): grid.of(run) for run in page.lines}
+        runs = _tokens(page, where, canvas, downsample)
         found: dict[str, set[Places]] = {}
-        for run in page.lines:
+        for run, places in runs.items():
             for text in {run.text, run.text.removesuffix(":") or run.text}:  # a label is called without its colon
-                found.setdefault(text, set()).add(runs[id(run)][: len(text)])
+                found.setdefault(text, set()).add(places[: len(text)])
         lines = []
         for row in rows(page):
-            places = [place for run in row.runs for place in (*runs[id(run)], NOWHERE)][:-1]
-            lines.append((row.text, tuple(places)))
+            joined = [place for run in row.runs for place in (*runs[run], NOWHERE)][:-1]
+            lines.append((row.text, tuple(joined)))
             if len(row.runs) > 1:
-                found.setdefault(row.text, set()).add(tuple(places))
+                found.setdefault(row.text, set()).add(tuple(joined))
         for shape in page.shapes:
             left, top, right, bottom = shape.box
-            at = grid.at(np.array([((left + right) / 2, (top + bottom) / 2)]))[0]
+            at = _at(np.array([((left + right) / 2, (top + bottom) / 2)]), where, canvas, downsample)[0]
             for name in (shape.kind, f"{shape.colour} {shape.kind}"):
                 found.setdefault(name, set()).add((at,) * len(name))
-        single = {text: places.copy().pop() for text, places in found.items() if len(places) == 1}
+        single = {text: next(iter(places)) for text, places in found.items() if len(places) == 1}
         return cls(single, tuple(lines))
 
     def question(self, turn: Turn) -> Places:
-        """Of its characters: those that name a text or a figure of the page, or deny one by one wrong letter."""
+        """Of its characters: those that name a text or a figure of the page, or deny one by a single wrong letter."""
         places = [NOWHERE] * len(turn.question)
-        asked = turn.question
-        before, after = STARTING.split("{}")
-        if asked.startswith(before):
-            begun = asked.removeprefix(before).removesuffix(after)
-            for text, known in self.lines:
-                if text.startswith(begun):
-                    places[len(before) : len(before) + len(begun)] = known[: len(begun)]
+        part = naming(turn.question)
+        named = turn.question[part]
+        if turn.question.startswith(STARTING.split("{}")[0]):
+            known = next((known for text, known in self.lines if text.startswith(named)), ())
+            places[part] = known[: len(named)] or places[part]
             return tuple(places)
-        starts = [match.start() for match in re.finditer(r"(?<![^\W_])\S", asked)]
-        for wrong in (0, 1) if turn.kind == "yes-no" else (0,):
-            for text in sorted(self.texts, key=len, reverse=True):
-                for start in starts:
-                    at = slice(start, start + len(text))
-                    free = all(place == NOWHERE for place in places[at])
-                    if free and _differing(text, asked[at]) == wrong and not asked[at.stop : at.stop + 1].isalnum():
-                        places[at] = self.texts[text]
+        spans = _words(named)
+        for near in (False, True) if turn.kind == "yes-no" else (False,):
+            for start, end in spans:
+                at = slice(part.start + start, part.start + end)
+                known = self._near(named[start:end]) if near else self.texts.get(named[start:end], ())
+                if known and all(place == NOWHERE for place in places[at]):
+                    places[at] = known
         return tuple(places)
 
     def answer(self, turn: Turn) -> Places:
@@ -90,28 +86,40 @@ class Pointers:
             return tuple(place for part in parts for place in (*part, *[NOWHERE] * len(PARTED)))[: len(turn.answer)]
         return self.texts.get(turn.answer, nowhere)
 
-
-class _Tokens:
-    def __init__(self, where: Affine, canvas: Canvas, downsample: int) -> None:
-        self.where, self.canvas = where, canvas
-        self.side = canvas.patch * downsample
-
-    def of(self, run: Line) -> Places:
-        return self.at(np.array([(x, run.y) for x in run.centres]))
-
-    def at(self, points: np.ndarray) -> Places:
-        """(n, 2) of the page -> the image token of each."""
-        scale, offset = self.canvas.fit
-        across, down = np.floor((self.where(points) * scale + offset) / self.side).astype(int).T
-        per = self.canvas.tile // self.side
-        inside = (across >= 0) & (across < self.canvas.columns * per) & (down >= 0) & (down < self.canvas.rows * per)
-        tile = down // per * self.canvas.columns + across // per + self.canvas.thumbnail
-        return tuple(np.where(inside, tile * per**2 + down % per * per + across % per, NOWHERE).tolist())
+    def _near(self, text: str) -> Places:
+        """Of the one text that differs from it in one character; none where several do, or it is shorter than three."""
+        like = [
+            known
+            for other, known in self.texts.items()
+            if len(other) == len(text) > 2 and sum(map(str.__ne__, other, text)) == 1
+        ]
+        return like[0] if len(like) == 1 else ()
 
 
-def _differing(text: str, other: str) -> int:
-    """Characters; a text of one or two is only itself."""
-    if len(text) != len(other):
-        return len(text)
-    wrong = sum(one != two for one, two in zip(text, other, strict=True))
-    return wrong if len(text) > 2 or not wrong else len(text) + 1
+def _words(text: str) -> list[tuple[int, int]]:
+    """Where one or more whole words of it begin and end, the longest first."""
+    starts = [match.start() for match in re.finditer(r"(?<![^\W_])\S", text)]
+    ends = [match.end() for match in re.finditer(r"\S(?![^\W_])", text)]
+    return sorted(((start, end) for start in starts for end in ends if start < end), key=lambda at: at[0] - at[1])
+
+
+def _tokens(page: Page, where: Affine, canvas: Canvas, downsample: int) -> dict[Line, Places]:
+    """Of each run's characters."""
+    middles = [(x, run.y) for run in page.lines for x in run.centres]
+    whole = _at(np.array(middles).reshape(-1, 2), where, canvas, downsample)
+    found, begin = {}, 0
+    for run in page.lines:
+        found[run] = whole[begin : begin + len(run.text)]
+        begin += len(run.text)
+    return found
+
+
+def _at(points: np.ndarray, where: Affine, canvas: Canvas, downsample: int) -> Places:
+    """(n, 2) of the page -> the image token of each."""
+    scale, offset = canvas.fit
+    side = canvas.patch * downsample
+    across, down = np.floor((where(points) * scale + offset) / side).astype(int).T
+    per = canvas.tile // side
+    inside = (across >= 0) & (across < canvas.columns * per) & (down >= 0) & (down < canvas.rows * per)
+    tile = down // per * canvas.columns + across // per + canvas.thumbnail
+    return tuple(np.where(inside, tile * per**2 + down % per * per + across % per, NOWHERE).tolist())

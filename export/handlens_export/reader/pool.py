@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict, deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -105,7 +106,7 @@ class Pool:
         with self.lock:
             there = self.by_count[mix, count]
             wanted = max(1, tiles // max(2, count))  # rows of one tile are mostly questions
-            chosen = _alike([there[random.randrange(len(there))] for _ in range(wanted * CHOICE)], wanted, random)
+            chosen = _alike(there, wanted, random)
             turns = [page.asked() for page in chosen]
             chats = int(CHAT * wanted + random.random()) if self.chat else 0
             turns += [random.choice(self.chat[random.randrange(len(self.chat))]) for _ in range(chats)]
@@ -114,11 +115,13 @@ class Pool:
         return assemble(turns, self.image_id, grained(self.tiles[at]), self.labels[at])
 
 
-def _alike(pages: list[_Page], count: int, random: Random) -> list[_Page]:
-    """So many of them whose next questions are about equally long."""
-    ordered = sorted(pages, key=lambda page: page.turns[page.next % len(page.turns)].tokens.shape[1])
-    start = random.randint(0, len(pages) - count)
-    return ordered[start : start + count]
+def _alike(there: Sequence[_Page], count: int, random: Random) -> list[_Page]:
+    """So many of the pages whose next questions are about equally long; one comes twice only where they are too few."""
+    drawn = random.sample(there, min(len(there), count * CHOICE))
+    drawn += random.choices(there, k=max(0, count - len(drawn)))
+    drawn.sort(key=lambda page: page.turns[page.next % len(page.turns)].tokens.shape[1])
+    start = count * random.randrange(len(drawn) // count)  # of whole blocks, so that none is likelier for its length
+    return drawn[start : start + count]
 
 
 def normalized(tiles: Tensor) -> Tensor:

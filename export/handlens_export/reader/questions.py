@@ -45,6 +45,15 @@ PHRASES: tuple[str, ...] = (
 )
 """Every fixed piece of the questions' and answers' language, none of a page's content."""
 
+_NAMING = (
+    *(*_FIELD, *_BAR, _BELOW, _RIGHT, _COLOUR, _TEXT_COLOUR),
+    *(_IS_THERE, _IS_FIELD, _IS, _WRITTEN, STARTING),
+)
+_NOT_NAMING = (
+    *(*_TOP, *_BOTTOM, *_FIELDS, *_COUNT, *_ALL, _NUMBERED, _EVERYTHING),
+    *(_HIGHEST, _LOWEST, _LONGEST, _SHORTEST),
+)
+
 _MOST_LETTERS: dict[Kind, int] = {"fields": 80, "page": 120}
 _LONGEST_ANSWER, _LONGEST_NAME, _MOST, _LAST_NUMBER = 40, 28, 12, 10
 _WEIGHTS: dict[Kind, float] = {
@@ -68,6 +77,18 @@ def turns(scene: Scene, random: Random, count: int, kinds: Sequence[Kind] = KIND
         if kind != "yes-no" or _keeps_balance(drawn[1], [turn.answer for turn in asked.values() if turn.kind == kind]):
             asked.setdefault(drawn[0], Turn(kind, *drawn))
     return tuple(asked.values())
+
+
+def naming(question: str) -> slice:
+    """The part of a question that names something of the page, empty where nothing does."""
+    fitting = {}
+    for phrase in (*_NAMING, *_NOT_NAMING):
+        before, *_, after = phrase.split("{}") if "{}" in phrase else (phrase, "")
+        free = len(question) - len(before) - len(after)
+        if question.startswith(before) and question.endswith(after) and free >= 0 and ("{}" in phrase or not free):
+            fitting[phrase] = slice(len(before), len(before) + free)
+    phrase = max(fitting, key=lambda each: len(each.replace("{}", "")), default="")  # `{}?` fits them all
+    return fitting[phrase] if phrase in _NAMING else slice(0, 0)
 
 
 Drawn = tuple[str, str] | None

@@ -14,6 +14,7 @@ ONE: tuple[Grid, ...] = ((1, 1),)
 FEW: tuple[Grid, ...] = ((1, 1), (1, 1), (2, 1), (1, 2))
 SMALL: tuple[Grid, ...] = (*FEW, (2, 2))
 MANY: tuple[Grid, ...] = (*SMALL, (3, 1), (1, 3), (2, 3), (3, 2), (3, 3), (3, 4), (4, 4))
+POINTERS: dict[Loss, float] = {"pointers": 0.3}
 TRAINED = tuple(name for name in LAYOUTS if name not in HELD_OUT)
 
 
@@ -41,21 +42,20 @@ def stages() -> tuple[Stage, ...]:
     strings = (*["single"] * 10, *["paragraph"] * 8, *["strings"] * 4, *TRAINED)
     letters = Mix("letters", strings, fonts, kinds=("transcribe", "place"), chat=0.01)
     pages = Mix("pages", (*TRAINED, "strings"), fonts, kinds=(*KINDS, "page"))
-    found: dict[Loss, float] = {"pointers": 0.3}
     return (
-        Stage("letters", 0.15, letters, ONE, found | {"dense": 1.0, "language": 1.0}),
-        Stage("align", 0.21, letters, ONE, found | {"dense": 0.5, "rows": 1.0, "language": 0.5, "answers": 0.2}),
-        Stage("pages", 0.42, pages, SMALL, found | {"dense": 0.3, "rows": 0.2, "language": 0.5, "answers": 1.0}),
-        Stage("large", 1.0, pages, (*FEW, *MANY), found | {"dense": 0.1, "answers": 1.0}),
+        Stage("letters", 0.15, letters, ONE, POINTERS | {"dense": 1.0, "language": 1.0}),
+        Stage("align", 0.21, letters, ONE, POINTERS | {"dense": 0.5, "rows": 1.0, "language": 0.5, "answers": 0.2}),
+        Stage("pages", 0.42, pages, SMALL, POINTERS | {"dense": 0.3, "rows": 0.2, "language": 0.5, "answers": 1.0}),
+        Stage("large", 1.0, pages, (*FEW, *MANY), POINTERS | {"dense": 0.1, "answers": 1.0}),
     )
 
 
-def further_stages() -> tuple[Stage, ...]:
-    """For weights that read already, which come without the dense head: it learns first, by itself."""
+def further_stages(minutes: float) -> tuple[Stage, ...]:
+    """For weights that read already, which come without the dense head: it learns first, by itself, for two minutes."""
     *_, pages, large = stages()
-    losses: dict[Loss, float] = {"dense": 0.3, "answers": 1.0, "pointers": 0.3}
+    losses: dict[Loss, float] = {"dense": 0.3, "answers": 1.0, **POINTERS}
     return (
-        Stage("head", 0.02, pages.mix, pages.grids, {"head": 1.0}),
+        Stage("head", min(0.05, 2 / minutes), pages.mix, pages.grids, {"head": 1.0}),
         replace(pages, until=0.5, losses=losses),
         replace(large, losses=losses),
     )

@@ -32,9 +32,8 @@ def draw(task: tuple[str, int]) -> Drawn:
     name, _ = task
     group, random = groups()[name], Random(f"validation {task}")
     made = asked_example(random, group.layouts, group.typefaces, random.choice(MANY), 6)
-    tiles, known, picture, pointers = seen(made)
-    turns = encode(build(), picture, made.turns, alone=True, pointers=pointers)
-    return name, torch.from_numpy(tiles), torch.from_numpy(known), turns
+    tiles, known, picture, _ = seen(made)
+    return name, torch.from_numpy(tiles), torch.from_numpy(known), encode(build(), picture, made.turns, alone=True)
 
 
 def exact(reader: Reader, drawn: list[Drawn], device: torch.device) -> dict[str, float]:
