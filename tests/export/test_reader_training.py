@@ -6,7 +6,7 @@ import threading
 import time
 from dataclasses import replace
 from io import BytesIO
-from itertools import count
+from itertools import count, repeat
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -312,9 +312,10 @@ def test_a_head_that_learns_first_leaves_the_reader_as_it_is(mix: Mix) -> None:
 
 def test_a_rate_is_warmed_up_for_the_reader_and_not_for_its_head(mix: Mix, tmp_path: Path) -> None:
     run = Run(tmp_path, Plan(seconds=100.0, tiles=17, pool=200, workers=1, rate=1.0), curriculum(mix), Reader(SMALL))
+    head, first, _ = run.curriculum
     rates = []
-    for run.step, run.seconds in ((0, 0.0), (99, 10.0), (100, 41.0), (110, 42.0)):
-        rates.append(run._rate())
+    for run.step, stage in ((0, head), (99, head), (100, first), (110, first)):
+        rates.append(run._rate(stage))
     assert rates == [1.0, 1.0, 0.01, 0.11]
 
 
@@ -359,10 +360,11 @@ def test_a_full_pool_gives_only_pages_that_are_whole(mix: Mix) -> None:
 
 
 def curriculum(mix: Mix) -> tuple[Stage, ...]:
-    first: dict[Loss, float] = {"head": 1.0}
+    first: dict[Loss, float] = {"dense": 1.0, "language": 1.0}
     last: dict[Loss, float] = {"dense": 0.5, "rows": 1.0, "language": 1.0, "answers": 1.0, "pointers": 0.3}
     grids = ((1, 1), (2, 1))
-    return Stage("first", 0.4, mix, grids, first), Stage("last", 1.0, replace(mix, seed="other"), grids, last)
+    head = Stage("head", 0.2, mix, grids, {"head": 1.0})
+    return head, Stage("first", 0.4, mix, grids, first), Stage("last", 1.0, replace(mix, seed="other"), grids, last)
 
 
 def test_a_run_goes_through_its_stages_and_goes_on_where_it_was_stopped(
@@ -391,28 +393,28 @@ def test_a_run_goes_through_its_stages_and_goes_on_where_it_was_stopped(
         torch.testing.assert_close(trained[name], weight.bfloat16().float(), rtol=0, atol=0, msg=name)
 
 
-def test_drawing_waits_for_learning(mix: Mix, tmp_path: Path) -> None:
-    """On a machine of few cores it would take half of them."""
-    run = Run(
-        tmp_path, Plan(3600.0, 17, 200, 1, ahead=30), (Stage("one", 1.0, mix, ((1, 1),), {"head": 1.0}),), Reader(SMALL)
-    )
+def test_drawing_waits_for_learning(mix: Mix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine of few cores it would take half of them; but it does not wait before a step can be made."""
+    monkeypatch.setattr(train, "FIRST", 30)
+    sheaf = drawn(mix, tiles=10)
+    monkeypatch.setattr(train, "sheaves", lambda following, workers: repeat(sheaf))
+    alone = Stage("one", 1.0, mix, ((1, 1),), {"head": 1.0})
+    run = Run(tmp_path, Plan(3600.0, 17, 200, 1, ahead=10), (alone,), Reader(SMALL))
     drawing = threading.Thread(target=run._fill)
     drawing.start()
 
-    def comes_to(pages: int, seconds: float = 60.0) -> bool:
+    def comes_to(pages: int, seconds: float) -> bool:
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if run.pool and run.pool.drawn >= pages:
-                return True
-            time.sleep(0.02)
-        return False
+        while time.monotonic() < end and not (run.pool and run.pool.drawn >= pages):
+            time.sleep(0.01)
+        return run.pool is not None and run.pool.drawn >= pages
 
-    assert comes_to(51)  # three sheaves of 17 tiles are more than 30 ahead of the first
-    assert not comes_to(52, seconds=0.5)
-    run.learned = 17
-    assert comes_to(68) and not comes_to(69, seconds=0.5)
+    # The first sheaf is not counted: 20 of 30 tiles are ahead when there are enough to begin with.
+    assert comes_to(30, 30) and not comes_to(40, 0.5)
+    run.learned = 10
+    assert comes_to(40, 30) and not comes_to(50, 0.5)
     run.stopped.set()
-    drawing.join(60)
+    drawing.join(30)
     assert not drawing.is_alive() and run.failure is None
 
 

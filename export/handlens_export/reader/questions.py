@@ -35,9 +35,12 @@ _EVERYTHING = "Read everything."
 _HIGHEST, _LOWEST = ("Which bar is the highest?", "Which bar is the lowest?")
 _LONGEST, _SHORTEST = ("Which bar is the longest?", "Which bar is the shortest?")
 
-PHRASES: tuple[str, ...] = (
+_ASKED = (
     *(*_FIELD, *_BAR, *_TOP, *_BOTTOM, _BELOW, _RIGHT, *_FIELDS, *_COUNT, _COLOUR, _TEXT_COLOUR),
     *(_IS_THERE, _IS_FIELD, _IS, _WRITTEN, *_ALL, _NUMBERED, STARTING, _HIGHEST, _LOWEST, _LONGEST, _SHORTEST),
+)
+PHRASES: tuple[str, ...] = (
+    *_ASKED,
     *(f" {colour}" for colour in COLOURS),
     *(f" {kind}" for kind in (*FIGURES, "bar")),
     *("circles", "squares", "triangles", "stars", "crosses", "rings", "bars", "shapes", "fields", "rows of text"),
@@ -49,10 +52,7 @@ _NAMING = (
     *(*_FIELD, *_BAR, _BELOW, _RIGHT, _COLOUR, _TEXT_COLOUR),
     *(_IS_THERE, _IS_FIELD, _IS, _WRITTEN, STARTING),
 )
-_NOT_NAMING = (
-    *(*_TOP, *_BOTTOM, *_FIELDS, *_COUNT, *_ALL, _NUMBERED, _EVERYTHING),
-    *(_HIGHEST, _LOWEST, _LONGEST, _SHORTEST),
-)
+"""Those that name something of the page."""
 
 _MOST_LETTERS: dict[Kind, int] = {"fields": 80, "page": 120}
 _LONGEST_ANSWER, _LONGEST_NAME, _MOST, _LAST_NUMBER = 40, 28, 12, 10
@@ -82,7 +82,7 @@ def turns(scene: Scene, random: Random, count: int, kinds: Sequence[Kind] = KIND
 def naming(question: str) -> slice:
     """The part of a question that names something of the page, empty where nothing does."""
     fitting = {}
-    for phrase in (*_NAMING, *_NOT_NAMING):
+    for phrase in (*_ASKED, _EVERYTHING):
         before, *_, after = phrase.split("{}") if "{}" in phrase else (phrase, "")
         free = len(question) - len(before) - len(after)
         if question.startswith(before) and question.endswith(after) and free >= 0 and ("{}" in phrase or not free):

@@ -166,7 +166,7 @@ class Run:
             )
         self.learned += len(batch.tiles)
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = self.optimizer.step(self._rate())
+        norm = self.optimizer.step(self._rate(stage))
         self.step += 1
         return {**{name: part.detach() for name, part in parts.items()}, **told, "norm": norm}
 
@@ -181,8 +181,8 @@ class Run:
                 return stage, counts
         raise AssertionError("no pages")
 
-    def _rate(self) -> float:
-        if set(self.stage.losses) == {"head"}:
+    def _rate(self, stage: Stage) -> float:
+        if set(stage.losses) == {"head"}:
             self.cold = self.step + 1
             return self.plan.rate
         return self.plan.rate * min(1.0, (self.step + 1 - self.cold) / 100, (1 - self.progress) / 0.66)
@@ -208,7 +208,7 @@ class Run:
             self.pool = pool
             drawn = 0
             for sheaf in arriving:
-                while drawn > self.learned + self.plan.ahead and not self.stopped.is_set():
+                while drawn > self.learned + self.plan.ahead and self._ready(pool) and not self.stopped.is_set():
                     time.sleep(0.05)
                 if self.stopped.is_set():
                     return
