@@ -1,287 +1,39 @@
-"""Training rests on labels that are true, runs that go on where they stopped, and a checkpoint that is the network."""
+"""Runs go on where they stopped and end in a checkpoint that is the network."""
 
 from __future__ import annotations
 
 import threading
 import time
 from dataclasses import replace
-from io import BytesIO
 from itertools import count, repeat
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
-import jinja2
-import numpy as np
 import pytest
 import torch
-from PIL import ImageFont
+from reader_pages import SMALL, drawn
 
 from handlens_export.checkpoint.read import read
 from handlens_export.describe import plan
 from handlens_export.network.load import load as load_weights
 from handlens_export.network.network import Network
-from handlens_export.reader import examples, train
 from handlens_export.reader import pool as pool_module
-from handlens_export.reader.batch import Batch, assemble
-from handlens_export.reader.camera import SAME, _turned
-from handlens_export.reader.draw import Drawer, Mix, Order, Sheaf, seen
-from handlens_export.reader.examples import TILE, example
-from handlens_export.reader.fonts import Family
-from handlens_export.reader.labels import CHARACTERS, COLOURS, SHAPES, SLOTS, UNREADABLE, Canvas, labels
-from handlens_export.reader.losses import Loss, losses_of
-from handlens_export.reader.model import Networks, Reader
+from handlens_export.reader import train
+from handlens_export.reader.batch import Batch
+from handlens_export.reader.draw import Mix
+from handlens_export.reader.examples import TILE
+from handlens_export.reader.losses import Loss
+from handlens_export.reader.model import Reader
 from handlens_export.reader.optimizer import Muon
-from handlens_export.reader.page import Page
-from handlens_export.reader.pointers import NOWHERE, Pointers
-from handlens_export.reader.pool import Pool, normalized
-from handlens_export.reader.rule import RULE
+from handlens_export.reader.pool import Pool
 from handlens_export.reader.save import load, save
-from handlens_export.reader.scene import Turn
 from handlens_export.reader.sizes import Sizes
-from handlens_export.reader.stages import Stage
-from handlens_export.reader.tokenizer import CHAT_TEMPLATE, IMAGE, build
+from handlens_export.reader.stages import Stage, further_stages
+from handlens_export.reader.tokenizer import build
 from handlens_export.reader.train import Plan, Run, fast_bfloat16, main
-from handlens_export.reader.turns import TOLD, Turns, encode
 from handlens_export.recipe import Recipe
 from handlens_runtime.bundle import TOKENIZER
-from handlens_runtime.images.expand import expand
-from handlens_runtime.images.preprocess import lay_out, prepare
-
-SMALL = Sizes(vision_width=32, vision_layers=1, vision_heads=2, width=32, layers=1, heads=2, kv_heads=1, mlp=32)
-PATCH = SMALL.patch
-
-
-@pytest.fixture
-def font(tmp_path: Path) -> Path:
-    """The font that Pillow carries, as a file."""
-    face = ImageFont.load_default(12)
-    assert isinstance(face, ImageFont.FreeTypeFont)
-    assert isinstance(face.path, BytesIO)
-    path = tmp_path / "default.ttf"
-    path.write_bytes(face.path.getvalue())
-    return path
-
-
-@pytest.fixture
-def mix(font: Path, monkeypatch: pytest.MonkeyPatch) -> Mix:
-    """Pages of every trained layout in Pillow's font."""
-    monkeypatch.setattr(examples, "font_files", lambda family: (font,))
-    family = Family("Any", "sans", "fontpkg-any==1", "0" * 64, ("any.ttf",), "OFL-1.1", held_out=False)
-    return Mix("test", ("receipt", "strings", "shapes"), (family,), chat=0.0, conversations=0.0)
-
-
-def drawn(mix: Mix, grid: tuple[int, int] = (1, 1), number: int = 0, tiles: int = 4) -> Sheaf:
-    return Drawer().draw(Order(mix, number, grid, tiles))
-
-
-def batch_of(sheaf: Sheaf) -> Batch:
-    """Each page with its first set of questions."""
-    turns = [sets[0] for sets in sheaf.turns]
-    return assemble(turns, build().token_to_id(IMAGE), normalized(sheaf.tiles), sheaf.labels)
-
-
-def read_back(page: Page, canvas: Canvas) -> list[str]:
-    """Each row of patches of the first tile, as text."""
-    found = labels(page, SAME, canvas).characters[0].reshape(canvas.grid, canvas.grid, -1)
-    return ["".join(CHARACTERS[c - 2] for patch in row for c in patch if c > UNREADABLE) for row in found]
-
-
-def test_labels_say_what_is_written_and_where(font: Path) -> None:
-    page = Page.blank(TILE, TILE, (255, 255, 255))
-    page.write((8, 20), "Total: 12.50", font, 16, (200, 0, 0), "red")
-    page.shape("circle", (100, 100, 160, 160), (0, 0, 255), "blue")
-    canvas = Canvas((TILE, TILE), 1, 1, TILE, PATCH, thumbnail=False)
-    rows = read_back(page, canvas)
-    assert rows.count("Total: 12.50") == 1
-    assert rows.index("Total: 12.50") == int(page.lines[0].y / PATCH)
-    found = labels(page, SAME, canvas)
-    shapes, colours = (part[0].reshape(canvas.grid, -1) for part in (found.shapes, found.colours))
-    at = 130 // PATCH
-    assert SHAPES[shapes[at, at] - 1] == "circle"
-    assert COLOURS[colours[at, at] - 1] == "blue"
-    assert COLOURS[colours[int(page.lines[0].y / PATCH), 1] - 1] == "red"
-    assert shapes[0, 0] == colours[0, 0] == 0
-
-
-def test_labels_follow_the_page_through_the_camera_and_the_tiles() -> None:
-    """A square drawn on the page and its label are at one place in the tiles, turned and resized as they are."""
-    for seed in range(6):
-        page = Page.blank(400, 210, (255, 255, 255))
-        page.shape("square", (250, 60, 330, 140), (0, 0, 0), "black")
-        picture, where = _turned(page.image, Random(seed))
-        layout = lay_out(picture, RULE)
-        assert (layout.columns, layout.rows) == (2, 1)
-        found = labels(page, where, Canvas(picture.size, 2, 1, TILE, PATCH, thumbnail=True)).shapes
-        levels = np.asarray(layout.canvas.convert("L")).reshape(TILE // PATCH, PATCH, 2 * TILE // PATCH, PATCH)
-        dark = levels[:, PATCH // 2, :, PATCH // 2] < 128
-        assert layout.thumbnail is not None
-        small = np.asarray(layout.thumbnail.convert("L"))[PATCH // 2 :: PATCH, PATCH // 2 :: PATCH] < 128
-        canvas = np.concatenate((found[1].reshape(dark.shape[0], -1), found[2].reshape(dark.shape[0], -1)), axis=1) > 0
-        # The square's edge may run through a patch's middle, and the canvas is black outside the picture.
-        assert (canvas & ~dark).sum() <= 2 < canvas.sum(), seed
-        assert (dark[2:-2, 8:-4] & ~canvas[2:-2, 8:-4]).sum() <= 2, seed
-        assert ((found[0].reshape(small.shape) > 0) ^ small).sum() <= 2, seed
-
-
-def test_text_too_small_for_the_thumbnail_is_not_guessed_at(font: Path) -> None:
-    page = Page.blank(4 * TILE, TILE, (255, 255, 255))
-    page.write((10, 100), "tiny", font, 16, (0, 0, 0), "black")
-    found = labels(page, SAME, Canvas(page.image.size, 4, 1, TILE, PATCH, thumbnail=True)).characters
-    assert set(np.unique(found[0])) == {0, UNREADABLE}
-    assert (found[1] > UNREADABLE).sum() == 4
-
-
-def test_an_order_draws_the_same_sheaf_whenever_it_is_drawn(mix: Mix) -> None:
-    one, other = drawn(mix), drawn(mix)
-    assert torch.equal(one.tiles, other.tiles) and torch.equal(one.labels, other.labels)
-    assert all(np.array_equal(a[0].tokens, b[0].tokens) for a, b in zip(one.turns, other.turns, strict=True))
-    assert not torch.equal(drawn(mix, number=1).tiles, one.tiles)
-
-
-def test_training_sees_the_tiles_that_a_bundle_makes(mix: Mix) -> None:
-    made = example(Random(3), mix.layouts, mix.typefaces, (2, 1), 4)
-    tiles, *_ = seen(made)
-    expected = prepare(made.picture, RULE).pixels
-    torch.testing.assert_close(normalized(torch.from_numpy(tiles)), torch.from_numpy(expected), rtol=0, atol=1e-6)
-
-
-def test_chat_is_learned_from_without_a_picture(mix: Mix) -> None:
-    batch = batch_of(drawn(replace(mix, chat=1.0)))
-    assert len(batch.tiles) == len(batch.images) == 0
-    reader = Reader(SMALL)
-    logits, _ = reader.logits(torch.zeros(0, SMALL.width), batch)
-    torch.nn.functional.cross_entropy(logits, batch.targets).backward()
-    assert reader.language_model.model.embed_tokens.weight.grad is not None
-
-
-def test_a_batch_asks_as_the_chat_template_does() -> None:
-    """A conversation about a picture of two tiles and its thumbnail: as the bundle renders and expands it."""
-    turns = (Turn("field", "What is the total?", "12.50"), Turn("yes-no", "Is there a star?", "no"))
-    messages = []
-    for turn in turns:
-        asked = {"type": "text", "text": turn.question}
-        picture = [] if messages else [{"type": "image"}]
-        messages += [{"role": "user", "content": [*picture, asked]}, {"role": "assistant", "content": turn.answer}]
-    rendered = jinja2.Template(CHAT_TEMPLATE).render(messages=messages, add_generation_prompt=False)
-    expected = build().encode(rendered.replace(IMAGE, expand(RULE, 2, 1))).ids
-    found = encode(build(), expand(RULE, 2, 1), turns, alone=False)
-    assert found.tokens[0].tolist() == expected
-    batch = assemble([found], build().token_to_id(IMAGE), torch.zeros(0), torch.zeros(0))
-    said = [build().decode(batch.targets[batch.answers == k].tolist(), skip_special_tokens=False) for k in range(2)]
-    assert said == ["12.50<|end|>", "no<|end|>"]
-    assert len(batch.images) == 3 * SMALL.tokens_per_tile
-
-
-def test_every_answer_is_of_its_own_kind(mix: Mix) -> None:
-    sheaf = drawn(mix)
-    batch = batch_of(sheaf)
-    assert len(batch.kinds) == sum(len(sets[0].kinds) for sets in sheaf.turns) == int(batch.answers.max()) + 1
-    for number, kind in enumerate(batch.kinds.tolist()):
-        said = build().decode(batch.targets[batch.answers == number].tolist(), skip_special_tokens=True)
-        assert TOLD[kind] != "yes-no" or said in ("yes", "no")
-        assert TOLD[kind] != "count" or said.isdigit()
-    assert "yes-no" in {TOLD[kind] for kind in batch.kinds.tolist()}
-
-
-def test_questions_that_stand_alone_see_the_picture_and_not_each_other(mix: Mix) -> None:
-    """Each is answered as if it were the only one: same logits as its own batch of one turn."""
-    torch.manual_seed(0)
-    reader = Reader(SMALL).eval()
-    sheaf, image_id = drawn(mix, tiles=2), build().token_to_id(IMAGE)
-    batch = batch_of(sheaf)
-    rows = torch.randn(len(batch.images), SMALL.width)
-    each, begin = [], 0
-    with torch.no_grad():
-        together, _ = reader.logits(rows, batch)
-        for sets in sheaf.turns:
-            tokens = sets[0].tokens
-            image = int((tokens[0] == image_id).sum())
-            for number in range(1, len(sets[0].kinds) + 1):
-                kept = tokens[:, (tokens[2] == 0) | (tokens[2] == number)].copy()
-                kept[1], kept[2] = np.arange(kept.shape[1]), 0
-                kept[3] = np.minimum(kept[3], 1)
-                alone = assemble([Turns(kept, sets[0].kinds[:1])], image_id, batch.tiles, batch.labels)
-                each.append(reader.logits(rows[begin : begin + image], alone)[0])
-            begin += image
-    assert len(each) > len(sheaf.turns)
-    torch.testing.assert_close(together, torch.cat(each), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("grid", [(1, 1), (2, 1)])
-def test_pointers_lead_to_image_tokens_that_show_the_letter(mix: Mix, grid: tuple[int, int]) -> None:
-    """Several pages in a batch, of one tile or of two with a thumbnail: the dense labels, made another way, agree."""
-    batch = batch_of(drawn(replace(mix, layouts=("receipt", "strings")), grid, tiles=9))
-    per, side = SMALL.tokens_per_tile, TILE // PATCH
-    ordinals = {flat: number for number, flat in enumerate(batch.images.tolist())}
-    said = dict(zip(batch.wanted.tolist(), batch.targets.tolist(), strict=True))
-    for pairs, letters in ((batch.naming, batch.ids.flatten().tolist()), (batch.saying, said)):
-        assert len(pairs) > 20
-        shown = 0
-        for query, place in pairs.tolist():
-            assert query // batch.ids.shape[1] == place // batch.ids.shape[1]
-            letter = build().decode([letters[query]])[-1]
-            tile, at = divmod(ordinals[place], per)
-            assert grid == (1, 1) or tile % 3, "a thumbnail is not where text is read"
-            rows, columns = (slice(2 * part, 2 * part + 2) for part in divmod(at, side // 2))
-            patches = batch.labels[tile].view(side, side, -1)[rows, columns, :SLOTS].flatten().tolist()
-            shown += letter in {CHARACTERS[c - 2] for c in patches if c > UNREADABLE}
-        assert shown >= 0.95 * len(pairs)  # a fifth letter in one patch has no label, a denied one is not there
-
-
-def test_pointers_find_what_a_question_names_and_nothing_else(font: Path) -> None:
-    page = Page.blank(TILE, TILE, (255, 255, 255))
-    page.write((8, 20), "Gate:", font, 16, (0, 0, 0), "black")
-    page.write((120, 20), "B 17", font, 16, (0, 0, 0), "black")
-    page.write((8, 60), "twice", font, 16, (0, 0, 0), "black")
-    page.write((8, 100), "twice", font, 16, (0, 0, 0), "black")
-    for top, text in ((130, "written"), (150, "2"), (170, "Vai"), (190, "Shi")):
-        page.write((8, top), text, font, 14, (0, 0, 0), "black")
-    pointers = Pointers.of(page, SAME, Canvas((TILE, TILE), 1, 1, TILE, PATCH, thumbnail=False), 2)
-    for question in ("Is the text B 17 there?", "Is the text B 18 there?"):
-        places = pointers.question(Turn("yes-no", question, "yes"))
-        assert places == (NOWHERE,) * 12 + pointers.texts["B 17"] + (NOWHERE,) * 7
-    gate = Turn("field", "What is the Gate?", "B 17")
-    assert pointers.question(gate) == (NOWHERE,) * 12 + pointers.texts["Gate:"][:4] + (NOWHERE,)
-    assert pointers.answer(gate) == pointers.texts["B 17"]
-    assert pointers.answer(Turn("transcribe", "Read line 1.", "Gate: B 17")).count(NOWHERE) == 1
-    assert set(pointers.answer(Turn("transcribe", "Read line 2.", "twice"))) == {NOWHERE}
-    for question in ("Read line 2.", "What is written at the top?", "Is the text Sai there?", "What is below twice?"):
-        assert set(pointers.question(Turn("yes-no", question, "no"))) == {NOWHERE}, question
-    begun = pointers.question(Turn("transcribe", "Read the line that starts with Gat.", "Gate: B 17"))
-    assert begun == (NOWHERE,) * 31 + pointers.texts["Gate"][:3] + (NOWHERE,)
-
-
-def test_attention_is_told_as_the_decoder_pays_it(mix: Mix) -> None:
-    """Against the weights that transformers' own module returns."""
-    torch.manual_seed(0)
-    sizes = replace(SMALL, layers=2, heads=4, kv_heads=2)
-    reader = Reader(sizes).eval()
-    batch = batch_of(drawn(mix, tiles=2))
-    paid: dict[int, torch.Tensor] = {}
-    for number, layer in enumerate(reader.language_model.model.layers):
-        layer.self_attn.register_forward_hook(lambda _, __, out, number=number: paid.update({number: out[1]}))
-    with torch.no_grad():
-        _, taken = reader.logits(torch.randn(len(batch.images), sizes.width), batch)
-        for number in range(sizes.layers):
-            for head in range(sizes.heads):
-                found = reader.attention(taken, batch, number, head).exp()
-                torch.testing.assert_close(found, paid[number][:, head], rtol=0, atol=1e-5)
-
-
-def test_pointers_move_attention_to_where_they_point(mix: Mix) -> None:
-    torch.manual_seed(0)
-    networks = Networks(Reader(replace(SMALL, width=128, layers=2, heads=4)))
-    batch = batch_of(drawn(mix, tiles=4))
-    optimizer = torch.optim.AdamW(networks.parameters(), 3e-3)
-    shares = []
-    for _ in range(60):
-        losses, told = losses_of({"language", "pointers"}, networks, batch)
-        losses["pointers"].backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        shares.append([float(told[name][0] / told[name][1]) for name in ("named", "said")])
-    assert max(shares[0]) < 0.1 and min(shares[-1]) > 0.5
 
 
 def test_muon_steps_as_torchs_does() -> None:
@@ -300,14 +52,6 @@ def test_muon_steps_as_torchs_does() -> None:
         other.step()
     for one, two, old in zip(ours, theirs, before, strict=True):
         assert (one - two).abs().max() < 0.5 * (one - old).abs().mean()  # torch's is in bfloat16
-
-
-def test_a_head_that_learns_first_leaves_the_reader_as_it_is(mix: Mix) -> None:
-    networks = Networks(Reader(SMALL))
-    losses, _ = losses_of({"head"}, networks, batch_of(drawn(mix)))
-    losses["head"].backward()
-    assert all(parameter.grad is None for parameter in networks.reader.parameters())
-    assert networks.head.linear.weight.grad is not None
 
 
 def test_a_rate_is_warmed_up_for_the_reader_and_not_for_its_head(mix: Mix, tmp_path: Path) -> None:
@@ -363,7 +107,7 @@ def curriculum(mix: Mix) -> tuple[Stage, ...]:
     first: dict[Loss, float] = {"dense": 1.0, "language": 1.0}
     last: dict[Loss, float] = {"dense": 0.5, "rows": 1.0, "language": 1.0, "answers": 1.0, "pointers": 0.3}
     grids = ((1, 1), (2, 1))
-    head = Stage("head", 0.2, mix, grids, {"head": 1.0})
+    head = Stage("heads", 0.2, mix, grids, {"heads": 1.0})
     return head, Stage("first", 0.4, mix, grids, first), Stage("last", 1.0, replace(mix, seed="other"), grids, last)
 
 
@@ -398,7 +142,7 @@ def test_drawing_waits_for_learning(mix: Mix, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(train, "FIRST", 30)
     sheaf = drawn(mix, tiles=10)
     monkeypatch.setattr(train, "sheaves", lambda following, workers: repeat(sheaf))
-    alone = Stage("one", 1.0, mix, ((1, 1),), {"head": 1.0})
+    alone = Stage("one", 1.0, mix, ((1, 1),), {"heads": 1.0})
     run = Run(tmp_path, Plan(3600.0, 17, 200, 1, ahead=10), (alone,), Reader(SMALL))
     drawing = threading.Thread(target=run._fill)
     drawing.start()
@@ -450,6 +194,20 @@ def test_a_file_that_is_no_state_is_named(
     assert path.read_bytes() == content
 
 
+def test_a_state_of_other_networks_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "FAMILIES", ())
+    run = Run(tmp_path, Plan(1.0, 17, 200, 1), (), Reader(SMALL))
+    del run.networks.row_head
+    run.save()
+    kept = run.path.read_bytes()
+    assert main(["-o", str(tmp_path), "--minutes", "1"]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{run.path} is of another version of training" in said and f"--from {tmp_path}" in said
+    assert run.path.read_bytes() == kept
+
+
 def test_a_folder_that_is_a_file_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "taken").write_text("mine")
     assert main(["-o", str(tmp_path / "taken"), "--minutes", "1"]) == 2
@@ -467,27 +225,6 @@ def test_numbers_that_train_nothing_are_refused(
     assert ended.value.code == 2
     assert f"argument {wrong[0]}" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_exact_is_the_share_of_whole_answers(mix: Mix) -> None:
-    batch = batch_of(drawn(mix))
-    networks = Networks(Reader(SMALL))
-
-    class Knowing(Reader):
-        """Says what was asked for, but for one token of the first answer."""
-
-        def logits(self, image_rows, batch):
-            targets = batch.targets.clone()
-            targets[0] = (targets[0] + 1) % 512
-            return torch.nn.functional.one_hot(targets, 512).float() * 50, ()
-
-    networks.reader = Knowing(SMALL)
-    _, told = losses_of({"answers"}, networks, batch)
-    right, asked = told["exact"]
-    assert int(asked.sum()) == len(batch.kinds)
-    wrong = (asked - right).tolist()
-    assert [TOLD[k] for k, missing in enumerate(wrong) if missing] == [TOLD[int(batch.kinds[0])]]
-    assert sum(wrong) == 1
 
 
 def test_the_saved_checkpoint_is_the_trained_network(tmp_path: Path) -> None:
@@ -517,6 +254,15 @@ def test_the_saved_checkpoint_is_the_trained_network(tmp_path: Path) -> None:
     torch.testing.assert_close(network(ids, tiles, image)[0], expected, rtol=0, atol=2e-5)
     assert planned.checkpoint.config["image_token_id"] == image
     assert TOKENIZER in {path.name for path in (tmp_path / "checkpoint").iterdir()}
+
+
+def test_an_encoder_is_frozen_only_where_there_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["-o", str(tmp_path / "out"), "--minutes", "1", "--frozen"])
+    assert ended.value.code == 2
+    assert "name a checkpoint with --from" in capsys.readouterr().err
+    assert {stage.frozen for stage in further_stages(10, frozen=True)[1:]} == {True}
+    assert not any(stage.frozen for stage in further_stages(10))
 
 
 def test_bfloat16_is_left_to_processors_that_multiply_it(monkeypatch):

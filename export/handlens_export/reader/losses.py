@@ -10,15 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from handlens_export.network.projector import merge_patches
 from handlens_export.reader.batch import Batch
 from handlens_export.reader.labels import EMPTY, SLOTS
 from handlens_export.reader.model import Networks, Reader
 from handlens_export.reader.turns import TOLD
 
-Loss = Literal["dense", "head", "language", "rows", "answers", "pointers"]
+Loss = Literal["dense", "slots", "heads", "language", "rows", "answers", "pointers"]
 """
 dense     the encoder's features tell what stands under each patch
-head      the same, but only the head that tells it learns
+slots     so do the projector's rows, under each of their patches
+heads     both, but only the heads that tell it learn
 language  the decoder answers from the oracle's rows
 rows      the projector's rows are the oracle's
 answers   the decoder answers from the projector's rows
@@ -29,26 +31,36 @@ EMPTY_WEIGHT = 0.15
 """Of a slot without a character: most are, and most of them are easy."""
 
 
-def losses_of(names: Iterable[Loss], networks: Networks, batch: Batch) -> tuple[dict[Loss, Tensor], dict[str, Tensor]]:
-    """Each loss by its name, and what to tell: by name, (right, all), with nothing moved off the device."""
+def losses_of(
+    names: Iterable[Loss], networks: Networks, batch: Batch, frozen: bool = False
+) -> tuple[dict[Loss, Tensor], dict[str, Tensor]]:
+    """Each loss by its name, and what to tell: by name, (right, all), with nothing moved off the device.
+
+    `frozen`: the encoder does not learn.
+    """
     names = set(names)
     losses: dict[Loss, Tensor] = {}
     told: dict[str, Tensor] = {}
     reader = networks.reader
     labels = batch.labels.long()
-    characters, shapes, colours = labels[..., :SLOTS], labels[..., -2], labels[..., -1]
     passes: list[tuple[Tensor, ...]] = []
-    if "head" in names:
-        with torch.no_grad():
+    if names & {"dense", "slots", "heads", "rows", "answers"}:
+        with torch.set_grad_enabled("heads" not in names and not frozen):
             features = reader.features(batch.tiles)
-        losses["head"], told["characters"] = dense(networks.head(features), (characters, shapes, colours))
-    if names & {"dense", "rows", "answers"}:
-        features = reader.features(batch.tiles)
+        with torch.set_grad_enabled("heads" not in names):
+            rows = reader.rows(features)
+        if names & {"dense", "heads"}:
+            seen, told["characters"] = dense(networks.head(features), under(labels, 1))
+        if names & {"slots", "heads"}:
+            kept, told["slots"] = dense(networks.row_head(rows), under(labels, reader.sizes.downsample))
         if "dense" in names:
-            losses["dense"], told["characters"] = dense(networks.head(features), (characters, shapes, colours))
-        rows = reader.rows(features)
+            losses["dense"] = seen
+        if "slots" in names:
+            losses["slots"] = kept
+        if "heads" in names:
+            losses["heads"] = seen + kept
     if names & {"rows", "language"}:
-        known = networks.oracle(characters, shapes, colours)
+        known = networks.oracle(labels[..., :SLOTS], labels[..., -2], labels[..., -1])
         if "rows" in names:
             losses["rows"] = row_distance(rows, known.detach())
         if "language" in names:
@@ -75,6 +87,13 @@ def dense(scores: tuple[Tensor, Tensor, Tensor], known: tuple[Tensor, Tensor, Te
     loss = loss + 0.3 * F.cross_entropy(colours.flatten(0, -2), known[2].flatten())
     right = (characters.argmax(-1) == known[0]) & filled
     return loss, torch.stack((right.sum(), filled.sum())).detach()
+
+
+def under(labels: Tensor, factor: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Labels (n, patches, LABELS) -> characters (n, m, factor**2, SLOTS), shapes and colours (n, m, factor**2)."""
+    merged = merge_patches(labels, factor)
+    merged = merged.view(*merged.shape[:2], factor**2, labels.shape[-1])
+    return merged[..., :SLOTS], merged[..., -2], merged[..., -1]
 
 
 def row_distance(rows: Tensor, known: Tensor) -> Tensor:

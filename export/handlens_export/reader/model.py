@@ -105,15 +105,16 @@ def _mask(segments: Tensor) -> Tensor:
 
 
 class DenseHead(nn.Module):
-    """From a patch's feature to what stands under it: training only."""
+    """From a vector to what stands under the patches that it is of: training only."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, width: int, patches: int = 1) -> None:
         super().__init__()
-        self.linear = nn.Linear(sizes.vision_width, SLOTS * CHARACTER_CLASSES + SHAPE_CLASSES + COLOUR_CLASSES)
+        self.patches = patches
+        self.linear = nn.Linear(width, patches * (SLOTS * CHARACTER_CLASSES + SHAPE_CLASSES + COLOUR_CLASSES))
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(n, patches, vision_width) -> scores of characters (n, patches, SLOTS, classes), shapes and colours."""
-        scores = self.linear(features)
+    def forward(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(n, m, width) -> scores of characters (n, m, patches, SLOTS, classes), shapes and colours."""
+        scores = self.linear(vectors).unflatten(-1, (self.patches, -1))
         characters, shapes, colours = scores.split((SLOTS * CHARACTER_CLASSES, SHAPE_CLASSES, COLOUR_CLASSES), dim=-1)
         return characters.unflatten(-1, (SLOTS, CHARACTER_CLASSES)), shapes, colours
 
@@ -147,7 +148,8 @@ class Networks(nn.Module):
     def __init__(self, reader: Reader) -> None:
         super().__init__()
         self.reader = reader
-        self.head = DenseHead(reader.sizes)
+        self.head = DenseHead(reader.sizes.vision_width)
+        self.row_head = DenseHead(reader.sizes.width, reader.sizes.downsample**2)
         self.oracle = Oracle(reader.sizes)
 
 

@@ -30,6 +30,8 @@ class Stage:
     """One is drawn for each sheaf and for each step."""
     losses: dict[Loss, float] = field(hash=False)
     """Weight of each."""
+    frozen: bool = False
+    """Whether the encoder stays as it is."""
 
 
 def stages() -> tuple[Stage, ...]:
@@ -42,20 +44,28 @@ def stages() -> tuple[Stage, ...]:
     strings = (*["single"] * 10, *["paragraph"] * 8, *["strings"] * 4, *TRAINED)
     letters = Mix("letters", strings, fonts, kinds=("transcribe", "place"), chat=0.01)
     pages = Mix("pages", (*TRAINED, "strings"), fonts, kinds=(*KINDS, "page"))
+    first: dict[Loss, float] = {"dense": 1.0, "language": 1.0}
+    align: dict[Loss, float] = {"dense": 0.5, "slots": 0.3, "rows": 1.0, "language": 0.5, "answers": 0.2}
+    small: dict[Loss, float] = {"dense": 0.3, "slots": 0.3, "rows": 0.2, "language": 0.5, "answers": 1.0}
+    large: dict[Loss, float] = {"dense": 0.1, "slots": 0.1, "answers": 1.0}
     return (
-        Stage("letters", 0.15, letters, ONE, POINTERS | {"dense": 1.0, "language": 1.0}),
-        Stage("align", 0.21, letters, ONE, POINTERS | {"dense": 0.5, "rows": 1.0, "language": 0.5, "answers": 0.2}),
-        Stage("pages", 0.42, pages, SMALL, POINTERS | {"dense": 0.3, "rows": 0.2, "language": 0.5, "answers": 1.0}),
-        Stage("large", 1.0, pages, (*FEW, *MANY), POINTERS | {"dense": 0.1, "answers": 1.0}),
+        Stage("letters", 0.15, letters, ONE, first | POINTERS),
+        Stage("align", 0.21, letters, ONE, align | POINTERS),
+        Stage("pages", 0.42, pages, SMALL, small | POINTERS),
+        Stage("large", 1.0, pages, (*FEW, *MANY), large | POINTERS),
     )
 
 
-def further_stages(minutes: float) -> tuple[Stage, ...]:
-    """For weights that read already, which come without the dense head: it learns first, by itself, for two minutes."""
+def further_stages(minutes: float, frozen: bool = False) -> tuple[Stage, ...]:
+    """For weights that read already, which come without the heads that tell what stands under a patch: these learn
+    first, by themselves, for two minutes. `frozen`: the encoder stays as it is.
+    """
     *_, pages, large = stages()
-    losses: dict[Loss, float] = {"dense": 0.3, "answers": 1.0, **POINTERS}
+    losses: dict[Loss, float] = {"slots": 0.3, "answers": 1.0, **POINTERS}
+    if not frozen:
+        losses |= {"dense": 0.3}
     return (
-        Stage("head", min(0.05, 2 / minutes), pages.mix, pages.grids, {"head": 1.0}),
-        replace(pages, until=0.5, losses=losses),
-        replace(large, losses=losses),
+        Stage("heads", min(0.05, 2 / minutes), pages.mix, pages.grids, {"heads": 1.0}),
+        replace(pages, until=0.5, losses=losses, frozen=frozen),
+        replace(large, losses=losses, frozen=frozen),
     )

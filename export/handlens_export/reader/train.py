@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from handlens_export.errors import ExportError
+from handlens_export.errors import CheckpointError, ExportError
 from handlens_export.reader import evaluation_set, state, validation
 from handlens_export.reader.draw import Order, sheaves, tiles_of
 from handlens_export.reader.fonts import FAMILIES, font_files
@@ -76,7 +76,7 @@ class Run:
     def __init__(self, folder: Path, plan: Plan, curriculum: tuple[Stage, ...], reader: Reader | None = None) -> None:
         """Go on from the folder's own state, else from a reader that is trained already, else from new weights.
 
-        Raises CheckpointError where the state is damaged.
+        Raises CheckpointError where the state is damaged or of other networks.
         """
         self.folder, self.plan, self.curriculum = folder, plan, curriculum
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -87,11 +87,17 @@ class Run:
         self.optimizer = Optimizer(self.networks)
         self.step = self.ordered = self.learned = 0
         self.cold = 0
-        """Steps before the reader's first: those of a stage that trains the dense head alone."""
+        """Steps before the reader's first: those of a stage that trains heads alone."""
         self.seconds = 0.0
         if kept:
-            self.networks.load_state_dict(kept["modules"])
-            self.optimizer.load_state_dict(kept["optimizer"])
+            try:
+                self.networks.load_state_dict(kept["modules"])
+                self.optimizer.load_state_dict(kept["optimizer"])
+            except (RuntimeError, ValueError) as error:
+                raise CheckpointError(
+                    f"{self.path} is of another version of training; go on from its checkpoint, with --from {folder} "
+                    "and another -o."
+                ) from error
             self.step, self.ordered, self.seconds = kept["step"], kept["ordered"], kept["seconds"]
         self.pool: Pool | None = None
         self.stopped = threading.Event()
@@ -160,7 +166,7 @@ class Run:
         assert self.pool is not None
         batch = self.pool.batch(random, stage.mix.seed, random.choice(counts), self.plan.tiles)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=fast_bfloat16(self.device)):
-            parts, told = losses_of(stage.losses, self.networks, batch)
+            parts, told = losses_of(stage.losses, self.networks, batch, stage.frozen)
             loss: Tensor = sum(
                 (stage.losses[name] * part for name, part in parts.items()), torch.zeros((), device=self.device)
             )
@@ -182,7 +188,7 @@ class Run:
         raise AssertionError("no pages")
 
     def _rate(self, stage: Stage) -> float:
-        if set(stage.losses) == {"head"}:
+        if set(stage.losses) == {"heads"}:
             self.cold = self.step + 1
             return self.plan.rate
         return self.plan.rate * min(1.0, (self.step + 1 - self.cold) / 100, (1 - self.progress) / 0.66)
@@ -314,7 +320,8 @@ def main(arguments: list[str] | None = None) -> int:
         for family in FAMILIES:  # fetched here, where a failure is a sentence, not in a worker
             font_files(family)
         reader = load(options.checkpoint) if options.checkpoint else None
-        Run(options.folder, plan, further_stages(options.minutes) if reader else stages(), reader).go()
+        curriculum = further_stages(options.minutes, options.frozen) if reader else stages()
+        Run(options.folder, plan, curriculum, reader).go()
     except ExportError as error:
         print(error, file=sys.stderr)
         return 2
@@ -340,7 +347,11 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         metavar="CHECKPOINT",
         help="begin from a saved reader, such as assets/reader, in place of new weights",
     )
-    return parser.parse_args(arguments)
+    parser.add_argument("--frozen", action="store_true", help="with --from: leave the encoder as it is, for more steps")
+    options = parser.parse_args(arguments)
+    if options.frozen and not options.checkpoint:
+        parser.error("--frozen leaves a trained encoder as it is: name a checkpoint with --from")
+    return options
 
 
 if __name__ == "__main__":
