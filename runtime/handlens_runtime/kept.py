@@ -37,7 +37,7 @@ _RANDOM = 8
 
 
 @dataclass(frozen=True)
-class Kept:
+class KeptFile:
     """One kept file."""
 
     path: Path
@@ -140,7 +140,7 @@ def keep(written: Path, path: Path, about: dict[str, str]) -> None:
     os.replace(name, _note(path))
 
 
-def kept_files(folder: Path) -> list[Kept]:
+def kept_files(folder: Path) -> list[KeptFile]:
     """All kept files of a folder, the least recently used first; none where there is no folder."""
     found = []
     for path in folder.glob("*"):
@@ -149,7 +149,7 @@ def kept_files(folder: Path) -> list[Kept]:
         with suppress(OSError):  # removed by another process meanwhile
             note = _note(path)
             used = (note if note.exists() else path).stat().st_mtime
-            found.append(Kept(path, path.stat().st_size, used, _noted(path)))
+            found.append(KeptFile(path, path.stat().st_size, used, _noted(path)))
     return sorted(found, key=lambda kept: (kept.used, kept.path.name))
 
 
@@ -167,14 +167,14 @@ def trim(folder: Path, most: int, spared: Path) -> None:
     _sweep(folder)
 
 
-def remove(kept: Kept) -> None:
+def remove(kept: KeptFile) -> None:
     """Remove a kept file, its note and its lock."""
     for path in (_note(kept.path), kept.path, kept.path.parent / f".{kept.path.name}{LOCK}"):
         with suppress(OSError):
             path.unlink()
 
 
-def clear(folder: Path, older_than: float = 0.0) -> list[Kept]:
+def clear(folder: Path, older_than: float = 0.0) -> list[KeptFile]:
     """Remove files not used for `older_than` seconds, and what writers that were killed left; returns the former."""
     latest = time.time() - older_than
     chosen = [kept for kept in kept_files(folder) if kept.used <= latest]

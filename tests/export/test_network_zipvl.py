@@ -13,6 +13,7 @@ from handlens_export.network.attention import CachedAttention, Step
 from handlens_export.network.config import DecoderConfig, NetworkConfig
 from handlens_export.network.network import Network
 from handlens_export.network.zipvl import INTERVAL, OTHERS, RECENT, ZipVL, attention_of, choose, probes, swap
+from handlens_runtime.engine import LEAST_SPARSE
 
 CONTEXT, PROMPT = 400, 200
 
@@ -188,3 +189,8 @@ def test_an_earlier_answers_queries_are_not_asked_about_a_later_prompt(network: 
 def test_no_share_is_refused(tau: float) -> None:
     with pytest.raises(ValueError, match="share of the attention"):
         ZipVL(tau)
+
+
+def test_the_runtime_asks_to_choose_only_where_not_every_row_is_a_probe() -> None:
+    assert len(probes(LEAST_SPARSE)) == LEAST_SPARSE - 1
+    assert len(probes(LEAST_SPARSE - 1)) == LEAST_SPARSE - 1

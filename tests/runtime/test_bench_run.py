@@ -174,7 +174,7 @@ class Choosing:
     def decode(self, rows, position):
         return self.plain.decode(rows, position)
 
-    def decode_prompt(self, rows, position):
+    def decode_prompt(self, rows, position, stopped=None):
         logits = self.plain.decode(rows, position)
         self.calls[-1] = ("prompt", position, len(rows))
         return logits, np.arange(2 * len(rows)).reshape(2, -1) % 2 == 0

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from handlens_export.stage_cache.entries import Entry
-    from handlens_runtime.kept import Kept
+    from handlens_runtime.kept import KeptFile
 
 DAY = 24 * 60 * 60
 UNKNOWN = "unknown"
@@ -94,7 +94,7 @@ def _show(checkpoints: dict[str, list[Entry]]) -> None:
     (console if console.is_terminal else Console(width=160)).print(table)
 
 
-def _report_cleared(removed: Sequence[Entry | Kept], held: Sequence[Entry], as_json: bool) -> None:
+def _report_cleared(removed: Sequence[Entry | KeptFile], held: Sequence[Entry], as_json: bool) -> None:
     if as_json:
         kept = {"in_use": len(held), "in_use_bytes": _bytes(held)}
         typer.echo(json.dumps({"removed": len(removed), "removed_bytes": _bytes(removed), **kept}))
@@ -103,12 +103,12 @@ def _report_cleared(removed: Sequence[Entry | Kept], held: Sequence[Entry], as_j
     typer.echo(f"Removed {_counted(removed)}.{rest}")
 
 
-def _counted(found: Sequence[Entry | Kept]) -> str:
+def _counted(found: Sequence[Entry | KeptFile]) -> str:
     """`71 entries, 3.7 GB`."""
     return f"{len(found)} {'entry' if len(found) == 1 else 'entries'}, {size(_bytes(found))}"
 
 
-def _bytes(found: Sequence[Entry | Kept]) -> int:
+def _bytes(found: Sequence[Entry | KeptFile]) -> int:
     return sum(entry.size for entry in found)
 
 

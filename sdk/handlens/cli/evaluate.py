@@ -208,10 +208,14 @@ def _answers_to(path: Path | None) -> Iterator[Callable[[dict[str, object], Answ
 def _predict(runs: tuple[Run, ...], path: Path, limit: int | None, after: int | None, as_json: bool) -> None:
     found: list[Perplexity] = []
     stopped = False
+    told: set[Path] = set()
     with shown() as progress:
         for run in runs:
             if not stopped:
-                perplexity, stopped = _predicted(run, path, limit, after, progress)
+                engine = _loaded(run)
+                if run.bundle not in told and not run.dense and _complained(run.bundle, engine, after or 1):
+                    told.add(run.bundle)
+                perplexity, stopped = _predicted(run, engine, path, limit, after, progress)
                 found.append(perplexity)
     if stopped:
         complain(f"Stopped after {found[-1].tokens:,} tokens.")
@@ -222,23 +226,28 @@ def _predict(runs: tuple[Run, ...], path: Path, limit: int | None, after: int | 
         raise typer.Exit(STOPPED)
 
 
+def _complained(bundle: Path, engine: Engine, tokens: int) -> bool:
+    """Whether it was said that behind so short a prompt this bundle, which is to leave tokens out, leaves none out."""
+    sparsity = engine.bundle.manifest.sparsity
+    if sparsity is None or not sparsity.leaves_out or tokens >= sparsity.least_tokens:
+        return False
+    complain(
+        f"{bundle} leaves tokens out of prompts of {sparsity.least_tokens} and more, and is not asked one "
+        f"here; give --after {sparsity.least_tokens} or more to score behind one."
+    )
+    return True
+
+
 def _predicted(
-    run: Run, path: Path, limit: int | None, after: int | None, progress: Progress
+    run: Run, engine: Engine, path: Path, limit: int | None, after: int | None, progress: Progress
 ) -> tuple[Perplexity, bool]:
     from handlens_runtime.evaluation import measure
 
-    engine, prompt = _loaded(run), after or 1
-    sparsity = engine.bundle.manifest.sparsity
-    if sparsity is not None and sparsity.leaves_out and prompt < sparsity.least_tokens and not run.dense:
-        complain(
-            f"{run.bundle} leaves tokens out of prompts of {sparsity.least_tokens} and more, and is not asked one "
-            f"here; give --after {sparsity.least_tokens} or more to score behind one."
-        )
     with stops(engine) as seen:
         found = measure(
             engine,
             path,
-            after=prompt,
+            after=after or 1,
             limit=limit,
             progress=_part(progress, run),
             stopped=lambda: bool(seen),
