@@ -1,17 +1,21 @@
-"""A batch asks and answers what the chat template would."""
+"""A batch asks and answers what the chat template would, about pages of which the pool has whole ones."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from random import Random
 
 import jinja2
 import numpy as np
+import pytest
 import torch
 from reader_pages import SMALL, batch_of, drawn
 
+from handlens_export.reader import pool as pool_module
 from handlens_export.reader.batch import assemble
 from handlens_export.reader.draw import Mix
 from handlens_export.reader.model import Reader
+from handlens_export.reader.pool import Pool
 from handlens_export.reader.rule import RULE
 from handlens_export.reader.scene import Turn
 from handlens_export.reader.tokenizer import CHAT_TEMPLATE, IMAGE, build
@@ -79,3 +83,43 @@ def test_questions_that_stand_alone_see_the_picture_and_not_each_other(mix: Mix)
             begin += image
     assert len(each) > len(sheaf.turns)
     torch.testing.assert_close(together, torch.cat(each), rtol=0, atol=1e-5)
+
+
+def test_pages_of_a_step_come_once_where_there_are_enough(mix: Mix) -> None:
+    pool = Pool(60, torch.device("cpu"))
+    pool.add(drawn(mix, tiles=8))
+    batch = pool.batch(Random(0), "test", 1, 16)
+    assert len({tile.numpy().tobytes() for tile in batch.labels}) == 8
+
+
+def test_the_pages_of_a_step_are_about_equally_long(mix: Mix, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are padded to the longest: taken as they come, these fill less."""
+    pool = Pool(60, torch.device("cpu"))
+    for number in range(8):
+        pool.add(drawn(mix, number=number, tiles=6))
+
+    def filled() -> float:
+        batches = [pool.batch(Random(number), "test", 1, 8) for number in range(10)]
+        return sum(float((batch.ids != 0).float().mean()) for batch in batches) / len(batches)
+
+    alike = filled()
+    monkeypatch.setattr(pool_module, "CHOICE", 1)
+    assert alike > filled() + 0.02
+
+
+def test_a_full_pool_gives_only_pages_that_are_whole(mix: Mix) -> None:
+    """The ring overwrites the oldest: what a batch gets is still the page that its questions are about."""
+    pool = Pool(40, torch.device("cpu"))
+    known: dict[bytes, bytes] = {}
+    for number in range(12):
+        sheaf = drawn(mix, (2, 1), number, tiles=9)
+        for page, sets in enumerate(sheaf.turns):
+            for turns in sets:
+                known[turns.tokens.tobytes()] = sheaf.tiles[3 * page : 3 * page + 3].numpy().tobytes()
+        pool.add(sheaf)
+        for page in pool.pages:
+            tiles = pool.tiles[page.start : page.start + page.count].numpy().tobytes()
+            assert all(known[turns.tokens.tobytes()] == tiles for turns in page.turns)
+    assert 1 <= len(pool.pages) <= 13 < pool.drawn
+    batch = pool.batch(Random(0), "test", 3, 9)
+    assert len(batch.tiles) == 9 and len(batch.images) == 9 * SMALL.tokens_per_tile

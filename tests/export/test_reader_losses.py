@@ -131,7 +131,7 @@ def test_slots_teach_the_projector_and_a_frozen_encoder_nothing(mix: Mix) -> Non
         optimizer.zero_grad()
         found.append(float(losses["slots"].detach()))
     assert found[-1] < 0.7 * found[0]
-    assert int(told["slots"][1]) == int((batch.labels[..., :SLOTS] > 0).sum())
+    assert int(told["row characters"][1]) == int((batch.labels[..., :SLOTS] > 0).sum())
     moved = {name for name, weight in networks.reader.named_parameters() if not torch.equal(weight, before[name])}
     assert {name.split(".")[0] for name in moved} == {"downsampler", "projector"}
 

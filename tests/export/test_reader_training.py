@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from dataclasses import replace
 from itertools import count, repeat
 from pathlib import Path
-from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +18,6 @@ from handlens_export.checkpoint.read import read
 from handlens_export.describe import plan
 from handlens_export.network.load import load as load_weights
 from handlens_export.network.network import Network
-from handlens_export.reader import pool as pool_module
 from handlens_export.reader import train
 from handlens_export.reader.batch import Batch
 from handlens_export.reader.draw import Mix
@@ -26,10 +25,9 @@ from handlens_export.reader.examples import TILE
 from handlens_export.reader.losses import Loss
 from handlens_export.reader.model import Reader
 from handlens_export.reader.optimizer import Muon
-from handlens_export.reader.pool import Pool
 from handlens_export.reader.save import load, save
 from handlens_export.reader.sizes import Sizes
-from handlens_export.reader.stages import Stage, further_stages
+from handlens_export.reader.stages import Stage
 from handlens_export.reader.tokenizer import build
 from handlens_export.reader.train import Plan, Run, fast_bfloat16, main
 from handlens_export.recipe import Recipe
@@ -63,46 +61,6 @@ def test_a_rate_is_warmed_up_for_the_reader_and_not_for_its_head(mix: Mix, tmp_p
     assert rates == [1.0, 1.0, 0.01, 0.11]
 
 
-def test_pages_of_a_step_come_once_where_there_are_enough(mix: Mix) -> None:
-    pool = Pool(60, torch.device("cpu"))
-    pool.add(drawn(mix, tiles=8))
-    batch = pool.batch(Random(0), "test", 1, 16)
-    assert len({tile.numpy().tobytes() for tile in batch.labels}) == 8
-
-
-def test_the_pages_of_a_step_are_about_equally_long(mix: Mix, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows are padded to the longest: taken as they come, these fill less."""
-    pool = Pool(60, torch.device("cpu"))
-    for number in range(8):
-        pool.add(drawn(mix, number=number, tiles=6))
-
-    def filled() -> float:
-        batches = [pool.batch(Random(number), "test", 1, 8) for number in range(10)]
-        return sum(float((batch.ids != 0).float().mean()) for batch in batches) / len(batches)
-
-    alike = filled()
-    monkeypatch.setattr(pool_module, "CHOICE", 1)
-    assert alike > filled() + 0.02
-
-
-def test_a_full_pool_gives_only_pages_that_are_whole(mix: Mix) -> None:
-    """The ring overwrites the oldest: what a batch gets is still the page that its questions are about."""
-    pool = Pool(40, torch.device("cpu"))
-    known: dict[bytes, bytes] = {}
-    for number in range(12):
-        sheaf = drawn(mix, (2, 1), number, tiles=9)
-        for page, sets in enumerate(sheaf.turns):
-            for turns in sets:
-                known[turns.tokens.tobytes()] = sheaf.tiles[3 * page : 3 * page + 3].numpy().tobytes()
-        pool.add(sheaf)
-        for page in pool.pages:
-            tiles = pool.tiles[page.start : page.start + page.count].numpy().tobytes()
-            assert all(known[turns.tokens.tobytes()] == tiles for turns in page.turns)
-    assert 1 <= len(pool.pages) <= 13 < pool.drawn
-    batch = pool.batch(Random(0), "test", 3, 9)
-    assert len(batch.tiles) == 9 and len(batch.images) == 9 * SMALL.tokens_per_tile
-
-
 def curriculum(mix: Mix) -> tuple[Stage, ...]:
     first: dict[Loss, float] = {"dense": 1.0, "language": 1.0}
     last: dict[Loss, float] = {"dense": 0.5, "rows": 1.0, "language": 1.0, "answers": 1.0, "pointers": 0.3}
@@ -125,7 +83,7 @@ def test_a_run_goes_through_its_stages_and_goes_on_where_it_was_stopped(
     run.go(until=next(clock) + 1.5)
     assert run.step > 0 and run.progress < 1
     resumed = Run(tmp_path, plan, curriculum(mix))
-    assert (resumed.step, resumed.networks.reader.sizes) == (run.step, SMALL)
+    assert (resumed.step, resumed.cold, resumed.networks.reader.sizes) == (run.step, run.cold, SMALL)
     for name, weight in resumed.networks.state_dict().items():
         torch.testing.assert_close(weight, run.networks.state_dict()[name], rtol=0, atol=0, msg=name)
     resumed.go()
@@ -258,11 +216,35 @@ def test_the_saved_checkpoint_is_the_trained_network(tmp_path: Path) -> None:
 
 def test_an_encoder_is_frozen_only_where_there_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as ended:
-        main(["-o", str(tmp_path / "out"), "--minutes", "1", "--frozen"])
+        main(["-o", str(tmp_path / "out"), "--minutes", "1", "--freeze-encoder"])
     assert ended.value.code == 2
     assert "name a checkpoint with --from" in capsys.readouterr().err
-    assert {stage.frozen for stage in further_stages(10, frozen=True)[1:]} == {True}
-    assert not any(stage.frozen for stage in further_stages(10))
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+def test_a_frozen_encoder_stays_as_it_is(
+    freeze: bool, mix: Mix, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the command line to the weights that are saved."""
+    monkeypatch.setattr(train, "FAMILIES", ())
+    monkeypatch.setattr(train, "FIRST", 4)
+    monkeypatch.setattr(train, "EVERY", 1)
+    save(Reader(SMALL), tmp_path / "from")
+    whole = train.further_stages
+
+    def short(minutes: float, frozen: bool) -> tuple[Stage, ...]:
+        return tuple(replace(stage, mix=mix, grids=((1, 1),)) for stage in whole(minutes, frozen))
+
+    monkeypatch.setattr(train, "further_stages", short)
+    clock = (index / 10 for index in count())
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: next(clock), sleep=time.sleep))
+    words = ["-o", str(tmp_path / "out"), "--minutes", "0.05", "--tiles", "17", "--pool", "200"]
+    assert main([*words, "--from", str(tmp_path / "from"), *(["--freeze-encoder"] if freeze else [])]) == 0
+    log = [json.loads(line) for line in (tmp_path / "out" / "log.jsonl").read_text().splitlines()]
+    assert {"slots", "row characters", "answers", "pointers"} <= set(log[-1])
+    before, after = load(tmp_path / "from").state_dict(), load(tmp_path / "out").state_dict()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"downsampler", "projector", "language_model"} | (set() if freeze else {"vision_tower"})
 
 
 def test_bfloat16_is_left_to_processors_that_multiply_it(monkeypatch):

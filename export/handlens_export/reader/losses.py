@@ -52,7 +52,7 @@ def losses_of(
         if names & {"dense", "heads"}:
             seen, told["characters"] = dense(networks.head(features), under(labels, 1))
         if names & {"slots", "heads"}:
-            kept, told["slots"] = dense(networks.row_head(rows), under(labels, reader.sizes.downsample))
+            kept, told["row characters"] = dense(networks.row_head(rows), under(labels, reader.sizes.downsample))
         if "dense" in names:
             losses["dense"] = seen
         if "slots" in names:

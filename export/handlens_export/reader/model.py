@@ -105,7 +105,7 @@ def _mask(segments: Tensor) -> Tensor:
 
 
 class DenseHead(nn.Module):
-    """From a vector to what stands under the patches that it is of: training only."""
+    """Tells from a vector what stands under the patches that it was made of: training only."""
 
     def __init__(self, width: int, patches: int = 1) -> None:
         super().__init__()

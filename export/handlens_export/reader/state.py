@@ -9,7 +9,7 @@ import torch
 
 from handlens_export.errors import CheckpointError
 
-PARTS = {"sizes", "modules", "optimizer", "step", "ordered", "seconds"}
+PARTS = {"sizes", "modules", "optimizer", "step", "cold", "ordered", "seconds"}
 
 
 def write(path: Path, state: dict[str, Any]) -> None:

@@ -3,6 +3,8 @@
     python -m handlens_export.reader.train -o FOLDER --minutes 12 --workers 15      with a CUDA device
     python -m handlens_export.reader.train -o FOLDER --minutes 1200 --workers 1     without
     python -m handlens_export.reader.train -o FOLDER --minutes 60 --from assets/reader       from weights that read
+    python -m handlens_export.reader.train -o FOLDER --minutes 60 --from assets/reader --freeze-encoder --tiles 34 \
+        --pool 12000                                  the same on two cores, as the weights of assets/reader were made
 
 In FOLDER: the checkpoint, as far as it is trained, `log.jsonl`, and `state.pt`: with the same command a run that was
 stopped goes on. What limits a run on an accelerator is the processes that draw, so give it a worker for each core.
@@ -81,24 +83,26 @@ class Run:
         self.folder, self.plan, self.curriculum = folder, plan, curriculum
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         kept = state.read(self.path) if self.path.exists() else None
-        sizes = Sizes(**kept["sizes"]) if kept else Sizes()
         self.is_new = not kept and reader is None
-        self.networks = Networks(reader if reader and not kept else Reader(sizes)).to(self.device)
-        self.optimizer = Optimizer(self.networks)
         self.step = self.ordered = self.learned = 0
         self.cold = 0
         """Steps before the reader's first: those of a stage that trains heads alone."""
         self.seconds = 0.0
-        if kept:
-            try:
+        try:
+            sizes = Sizes(**kept["sizes"]) if kept else Sizes()
+            self.networks = Networks(reader if reader and not kept else Reader(sizes)).to(self.device)
+            self.optimizer = Optimizer(self.networks)
+            if kept:
                 self.networks.load_state_dict(kept["modules"])
                 self.optimizer.load_state_dict(kept["optimizer"])
-            except (RuntimeError, ValueError) as error:
-                raise CheckpointError(
-                    f"{self.path} is of another version of training; go on from its checkpoint, with --from {folder} "
-                    "and another -o."
-                ) from error
-            self.step, self.ordered, self.seconds = kept["step"], kept["ordered"], kept["seconds"]
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.path} is of another version of training; begin a new run from its weights, with --from "
+                f"{folder} and another -o."
+            ) from error
+        if kept:
+            self.step, self.cold, self.ordered = kept["step"], kept["cold"], kept["ordered"]
+            self.seconds = kept["seconds"]
         self.pool: Pool | None = None
         self.stopped = threading.Event()
         self.failure: BaseException | None = None
@@ -125,6 +129,7 @@ class Run:
             "modules": self.networks.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "cold": self.cold,
             "ordered": self.ordered,
             "seconds": self.seconds,
         }
@@ -320,7 +325,7 @@ def main(arguments: list[str] | None = None) -> int:
         for family in FAMILIES:  # fetched here, where a failure is a sentence, not in a worker
             font_files(family)
         reader = load(options.checkpoint) if options.checkpoint else None
-        curriculum = further_stages(options.minutes, options.frozen) if reader else stages()
+        curriculum = further_stages(options.minutes, options.freeze_encoder) if reader else stages()
         Run(options.folder, plan, curriculum, reader).go()
     except ExportError as error:
         print(error, file=sys.stderr)
@@ -347,10 +352,12 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         metavar="CHECKPOINT",
         help="begin from a saved reader, such as assets/reader, in place of new weights",
     )
-    parser.add_argument("--frozen", action="store_true", help="with --from: leave the encoder as it is, for more steps")
+    parser.add_argument(
+        "--freeze-encoder", action="store_true", help="with --from: leave the encoder as it is; a step takes less time"
+    )
     options = parser.parse_args(arguments)
-    if options.frozen and not options.checkpoint:
-        parser.error("--frozen leaves a trained encoder as it is: name a checkpoint with --from")
+    if options.freeze_encoder and not options.checkpoint:
+        parser.error("--freeze-encoder leaves a trained encoder as it is: name a checkpoint with --from")
     return options
 
 

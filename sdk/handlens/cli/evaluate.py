@@ -212,10 +212,7 @@ def _predict(runs: tuple[Run, ...], path: Path, limit: int | None, after: int | 
     with shown() as progress:
         for run in runs:
             if not stopped:
-                engine = _loaded(run)
-                if run.bundle not in told and not run.dense and _complained(run.bundle, engine, after or 1):
-                    told.add(run.bundle)
-                perplexity, stopped = _predicted(run, engine, path, limit, after, progress)
+                perplexity, stopped = _predicted(run, path, limit, after, progress, told)
                 found.append(perplexity)
     if stopped:
         complain(f"Stopped after {found[-1].tokens:,} tokens.")
@@ -226,28 +223,26 @@ def _predict(runs: tuple[Run, ...], path: Path, limit: int | None, after: int | 
         raise typer.Exit(STOPPED)
 
 
-def _complained(bundle: Path, engine: Engine, tokens: int) -> bool:
-    """Whether it was said that behind so short a prompt this bundle, which is to leave tokens out, leaves none out."""
-    sparsity = engine.bundle.manifest.sparsity
-    if sparsity is None or not sparsity.leaves_out or tokens >= sparsity.least_tokens:
-        return False
-    complain(
-        f"{bundle} leaves tokens out of prompts of {sparsity.least_tokens} and more, and is not asked one "
-        f"here; give --after {sparsity.least_tokens} or more to score behind one."
-    )
-    return True
-
-
 def _predicted(
-    run: Run, engine: Engine, path: Path, limit: int | None, after: int | None, progress: Progress
+    run: Run, path: Path, limit: int | None, after: int | None, progress: Progress, told: set[Path]
 ) -> tuple[Perplexity, bool]:
+    """`told`: bundles of which it was said that behind so short a prompt they leave nothing out."""
     from handlens_runtime.evaluation import measure
 
+    engine, prompt = _loaded(run), after or 1
+    sparsity = engine.bundle.manifest.sparsity
+    untold = not run.dense and run.bundle not in told
+    if untold and sparsity is not None and sparsity.leaves_out and prompt < sparsity.least_tokens:
+        told.add(run.bundle)
+        complain(
+            f"{run.bundle} leaves tokens out of prompts of {sparsity.least_tokens} and more, and is not asked one "
+            f"here; give --after {sparsity.least_tokens} or more to score behind one."
+        )
     with stops(engine) as seen:
         found = measure(
             engine,
             path,
-            after=after or 1,
+            after=prompt,
             limit=limit,
             progress=_part(progress, run),
             stopped=lambda: bool(seen),
