@@ -59,7 +59,7 @@ demo: $(STAMP) $(DEMO)/reader/manifest.json $(DEMO)/smollm2/manifest.json
 	@$(HANDLENS) run "$(DEMO)/smollm2" "What is the capital of France?" --max-tokens 40
 
 # The reader was trained here, and not to its end: the gate asks for what it reaches. assets/reader/README.md has more.
-GATE ?= 0.4
+GATE ?= 0.5
 $(DEMO)/reader/manifest.json: $(EXPORTER) $(READER)/model.safetensors | $(STAMP)
 	$(HANDLENS) export "$(READER)" -o "$(DEMO)/reader" --gate "$(READER)/gate/questions.jsonl" --gate-accuracy $(GATE) --force
 

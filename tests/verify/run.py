@@ -89,7 +89,7 @@ def _chosen(only: str | None) -> Iterator[tuple[str, str]]:
     found = False
     for topic in TOPICS:
         for case in _cases(topic):
-            if only is None or only == topic or only in case:
+            if only is None or (topic == only if only in TOPICS else only in case):
                 found = True
                 yield topic, case
     if not found:
