@@ -3,8 +3,8 @@
     python -m handlens_export.reader.train -o FOLDER --minutes 12 --workers 15      with a CUDA device
     python -m handlens_export.reader.train -o FOLDER --minutes 1200 --workers 1     without
     python -m handlens_export.reader.train -o FOLDER --minutes 60 --from assets/reader       from weights that read
-    python -m handlens_export.reader.train -o FOLDER --minutes 60 --from assets/reader --freeze-encoder --tiles 34 \
-        --pool 12000                                  the same on two cores, as the weights of assets/reader were made
+    python -m handlens_export.reader.train -o FOLDER --minutes 52 --from assets/reader --freeze-encoder --tiles 34 \
+        --pool 12000                                  on two cores, as the weights of assets/reader were trained last
 
 In FOLDER: the checkpoint, as far as it is trained, `log.jsonl`, and `state.pt`: with the same command a run that was
 stopped goes on. What limits a run on an accelerator is the processes that draw, so give it a worker for each core.
@@ -90,17 +90,18 @@ class Run:
         self.seconds = 0.0
         try:
             sizes = Sizes(**kept["sizes"]) if kept else Sizes()
-            self.networks = Networks(reader if reader and not kept else Reader(sizes)).to(self.device)
-            self.optimizer = Optimizer(self.networks)
+            networks = Networks(reader if reader and not kept else Reader(sizes))
             if kept:
-                self.networks.load_state_dict(kept["modules"])
-                self.optimizer.load_state_dict(kept["optimizer"])
-        except (RuntimeError, TypeError, ValueError) as error:
+                networks.load_state_dict(kept["modules"])
+        except (RuntimeError, TypeError) as error:
             raise CheckpointError(
                 f"{self.path} is of another version of training; begin a new run from its weights, with --from "
                 f"{folder} and another -o."
             ) from error
+        self.networks = networks.to(self.device)  # a device's own failures are not the state's
+        self.optimizer = Optimizer(self.networks)
         if kept:
+            self.optimizer.load_state_dict(kept["optimizer"])
             self.step, self.cold, self.ordered = kept["step"], kept["cold"], kept["ordered"]
             self.seconds = kept["seconds"]
         self.pool: Pool | None = None
